@@ -1,0 +1,74 @@
+"""Where to look next: sampling distributions over steps and trajectories."""
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int, Int64
+from torch import Tensor
+
+
+def reset_point_distribution(
+    variance: Float[Tensor, "batch time action"],
+    mask: Bool[Tensor, "batch time"],
+) -> Float[Tensor, "batch time"]:
+    """Prefers the steps where the policy is least certain (Sec. 3.2): pₕ ∝ exp(σₕ²), σₕ² = meanᵢ σ²ₕᵢ.
+
+    There is no temperature, as in the paper. With σ near 0.2 the distribution is nearly uniform; a step with
+    one dimension at the upper bound of σ outweighs all others.
+
+    Args:
+        variance: variance of each action dimension under the policy, before squashing.
+        mask: True on steps one may reset to.
+
+    Returns:
+        Probabilities that sum to 1 over the allowed steps of each row and are 0 on the others.
+
+    Raises:
+        ValueError: if a row allows no step at all.
+    """
+    empty = (~mask.any(-1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"rows {empty} have no step to reset to: leave out trajectories without allowed steps"
+        )
+    return variance.mean(-1).masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+def length_weights(lengths: Int[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
+    """Draws a trajectory as often as it has steps: p(τ) = |τ| / Σ|τ| (Alg. 1, line 3; Alg. 2, line 4).
+
+    Args:
+        lengths: steps in each trajectory, 0 or more (`mask.sum(-1)` of padded rows).
+
+    Raises:
+        ValueError: if a length is negative or all of them are 0.
+    """
+    if (lengths < 0).any() or not (lengths > 0).any():
+        raise ValueError(f"lengths must be 0 or more and not all 0, got {lengths.tolist()}")
+    return lengths.double() / lengths.sum()
+
+
+def draw_steps(
+    probabilities: Float[Tensor, "batch time"], count: int, generator: torch.Generator
+) -> Int64[Tensor, "batch count"]:
+    """Draws `count` steps of each row, without replacement where the row has that many to offer.
+
+    A row with fewer than `count` steps of non-zero probability is drawn from with replacement: a short
+    trajectory still gives its share of reset points.
+
+    Args:
+        probabilities: of each step, non-negative; rows need not sum to 1.
+        count: steps to draw a row, at least 1.
+        generator: of the run; its device does the drawing, the result is on that of `probabilities`.
+
+    Raises:
+        ValueError: if a row is all zeros, negative or not finite somewhere.
+    """
+    weights = probabilities.to(generator.device, torch.float64)
+    bad = ~((weights >= 0) & weights.isfinite()).all(-1) | (weights.sum(-1) == 0)
+    if bad.any():
+        rows = bad.nonzero().flatten().tolist()
+        raise ValueError(f"probabilities of rows {rows} must be finite, non-negative and not all 0")
+    drawn = torch.multinomial(weights, count, replacement=True, generator=generator)
+    enough = (weights > 0).sum(-1) >= count
+    if enough.any():
+        drawn[enough] = torch.multinomial(weights[enough], count, replacement=False, generator=generator)
+    return drawn.to(probabilities.device)

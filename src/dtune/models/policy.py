@@ -1,0 +1,53 @@
+"""What a decision transformer must offer to be finetuned."""
+
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dtune.data.steps import Steps
+from dtune.models.distributions import TanhNormal
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """A return-conditioned sequence model of actions. Implement these four and every algorithm works.
+
+    Everything passed in or out is in environment units: a policy owns its state normalisation and its return
+    scale (buffers in its `state_dict`), so that a checkpoint is self-contained.
+
+    Two promises keep importance ratios honest. An output depends on nothing but its own past: later steps and
+    padding (`mask` False) never change it. And the same context always gives the same distribution: no
+    dropout while finetuning.
+    """
+
+    context_length: int
+    """Steps of history the policy reads, the current one included."""
+
+    action_dim: int
+    """Dimensions of an action, each in (-1, 1)."""
+
+    def __call__(self, context: Steps) -> TanhNormal:
+        """π(aₕ | context up to gₕ, sₕ) at every step of the window.
+
+        Args:
+            context: a window of `[batch, window]` steps, `window` at most `context_length`. Reads
+                `observations`, `returns_to_go`, `mask`, and `actions` of the steps before h; never `rewards`.
+                The last step's action is not known yet when acting: it must not matter.
+
+        Returns:
+            Distributions with mean and standard deviation `[batch, window, action_dim]`; what stands on
+            padding is unspecified, but finite.
+        """
+        ...
+
+    def next_return_to_go(
+        self, returns_to_go: Float[Tensor, "batch"], rewards: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
+        """What to condition on at the next step. A decision transformer: g - r. Reinformer: predict it.
+
+        Args:
+            returns_to_go: what the policy was conditioned on at this step, in environment units.
+            rewards: what this step earned, in environment units.
+        """
+        ...
