@@ -1,0 +1,166 @@
+"""The paper's eight tasks and seventeen datasets: the only file, with the presets, that knows their names."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
+from dtune.envs.mujoco import MujocoSimulator
+from dtune.envs.rules import Task
+from dtune.errors import ConfigError
+
+Returns = TypeVar("Returns", float, np.ndarray, Tensor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskInfo:
+    """What is fixed about a task by D4RL."""
+
+    name: str
+    """What users call it."""
+    horizon: int
+    """Steps after which an episode is truncated."""
+    observation_dim: int
+    """Numbers in one observation."""
+    action_dim: int
+    """Numbers in one action."""
+    return_scale: float = 0.001
+    """Returns-to-go are multiplied by it before a model sees them."""
+    reference_min: float
+    """Raw return of D4RL's random policy: score 0."""
+    reference_max: float
+    """Raw return of D4RL's expert: score 100."""
+    make: Callable[[], Task] | None = None
+    """Gives the world's rules; None where the world is not built yet."""
+
+
+_UMAZE = TaskInfo(
+    name="antmaze-umaze",
+    horizon=700,
+    observation_dim=29,
+    action_dim=8,
+    return_scale=1.0,
+    reference_min=0.0,
+    reference_max=1.0,
+)
+
+TASKS: dict[str, TaskInfo] = {
+    info.name: info
+    for info in (
+        TaskInfo(
+            name="hopper",
+            horizon=1000,
+            observation_dim=11,
+            action_dim=3,
+            reference_min=-20.272305,
+            reference_max=3234.3,
+            make=lambda: HOPPER,
+        ),
+        TaskInfo(
+            name="walker2d",
+            horizon=1000,
+            observation_dim=17,
+            action_dim=6,
+            reference_min=1.629008,
+            reference_max=4592.3,
+            make=lambda: WALKER2D,
+        ),
+        TaskInfo(
+            name="ant",
+            horizon=1000,
+            observation_dim=27,  # without D4RL's 84 zeros
+            action_dim=8,
+            reference_min=-325.6,
+            reference_max=3879.7,
+            make=Ant,
+        ),
+        TaskInfo(
+            name="door",
+            horizon=200,
+            observation_dim=39,
+            action_dim=28,
+            reference_min=-56.512833,
+            reference_max=2880.5693087298737,
+        ),
+        TaskInfo(
+            name="pen",
+            horizon=100,
+            observation_dim=45,
+            action_dim=24,
+            reference_min=96.262799,
+            reference_max=3076.8331017826877,
+        ),
+        TaskInfo(
+            name="hammer",
+            horizon=200,
+            observation_dim=46,
+            action_dim=26,
+            reference_min=-274.856578,
+            reference_max=12794.134825156867,
+        ),
+        _UMAZE,
+        replace(_UMAZE, name="antmaze-umaze-diverse"),  # other data; D4RL evaluates both in one world
+    )
+}
+
+_LOCOMOTION = {
+    f"{task}-{data}-v2": task
+    for task in ("hopper", "walker2d", "ant")
+    for data in ("random", "medium", "medium-replay")
+}
+_ADROIT = {f"{task}-{data}-v1": task for task in ("door", "pen", "hammer") for data in ("human", "cloned")}
+_ANTMAZE = {f"{task}-v2": task for task in ("antmaze-umaze", "antmaze-umaze-diverse")}
+
+DATASETS: dict[str, str] = _LOCOMOTION | _ADROIT | _ANTMAZE
+"""Tables 2-4: the name of each dataset and the task it is of."""
+
+
+def task_info(name: str) -> TaskInfo:
+    """Looks a task up by its own name or by that of one of its datasets.
+
+    Raises:
+        ConfigError: if there is no such name.
+    """
+    found = TASKS.get(DATASETS.get(name, name))
+    if found is None:
+        raise ConfigError(
+            f"{name!r} is neither a task ({', '.join(TASKS)}) nor a dataset ({', '.join(DATASETS)})."
+        )
+    return found
+
+
+def make_simulator(name: str, threads: int = 1) -> MujocoSimulator:
+    """Builds the simulator of a task, by its name or that of one of its datasets.
+
+    Args:
+        name: a key of `TASKS` or of `DATASETS`.
+        threads: threads that step the physics. Results do not depend on it.
+
+    Raises:
+        ConfigError: if there is no such name, or its world is not built yet.
+    """
+    info = task_info(name)
+    if info.make is None:
+        built = ", ".join(task for task, known in TASKS.items() if known.make)
+        raise ConfigError(f"the world of {info.name!r} is not built yet: those that are built are {built}.")
+    return MujocoSimulator(info.make(), threads)
+
+
+def normalized_score(name: str, returns: Returns) -> Returns:
+    """D4RL's score: 100·(R - R_random) / (R_expert - R_random).
+
+    Args:
+        name: a key of `TASKS` or of `DATASETS`.
+        returns: raw, undiscounted returns of whole episodes, in environment units; one, or any shape of them.
+
+    Returns:
+        Scores of the same shape: 0 is D4RL's random policy, 100 its expert.
+
+    Raises:
+        ConfigError: if there is no such name.
+    """
+    info = task_info(name)
+    return 100.0 * (returns - info.reference_min) / (info.reference_max - info.reference_min)
