@@ -1,0 +1,163 @@
+"""Recorded episodes: what is known of them, and how training draws from them."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float32, Float64, Int64
+from torch import Tensor
+
+from dtune.data.steps import Steps
+from dtune.errors import DataError
+
+ACTION_LIMIT = 1 - 1e-6  # recorded actions are pulled inside this before atanh, which is infinite at 1
+STD_FLOOR = 1e-6  # added to the standard deviation, as online-dt does
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Finished episodes laid end to end, in environment units: row `starts[e] + t` is step t of episode e.
+
+    `terminated` is True where the environment ended the episode itself; an episode whose last row is False
+    there was cut by the clock. `name` is said in messages: the file the rows came from.
+    """
+
+    observations: Float32[Tensor, "steps obs"]
+    actions: Float32[Tensor, "steps action"]
+    rewards: Float32[Tensor, "steps"]
+    terminated: Bool[Tensor, "steps"]
+    lengths: Int64[Tensor, "episodes"]
+    name: str
+
+    def __len__(self) -> int:
+        """Episodes."""
+        return len(self.lengths)
+
+    @property
+    def steps(self) -> int:
+        """Rows of all episodes together."""
+        return len(self.rewards)
+
+    @cached_property
+    def starts(self) -> Int64[Tensor, "episodes"]:
+        """The first row of each episode."""
+        return self.lengths.cumsum(0) - self.lengths
+
+    @cached_property
+    def returns(self) -> Float64[Tensor, "episodes"]:
+        """The undiscounted return of each episode."""
+        return torch.segment_reduce(self.rewards.double(), "sum", lengths=self.lengths)
+
+    def returns_to_go(self) -> Float32[Tensor, "steps"]:
+        """What was earned from each row to the end of its episode: hindsight, for supervised methods only."""
+        return self._returns_to_go
+
+    @cached_property
+    def _returns_to_go(self) -> Float32[Tensor, "steps"]:
+        ends = (self.starts + self.lengths).repeat_interleave(self.lengths)
+        remaining = ends - torch.arange(self.steps)
+        # After the pass with `span`, `sums` adds up the next 2 * span rewards of the same episode. A running
+        # sum over the whole file would need one pass only, but a huge reward would blur other episodes.
+        sums, span = self.rewards.double(), 1
+        while span < int(self.lengths.max()):
+            sums[:-span] += sums[span:].where(remaining[:-span] > span, 0.0)
+            span *= 2
+        return sums.float()
+
+    def observation_statistics(self) -> tuple[Float32[Tensor, "obs"], Float32[Tensor, "obs"]]:
+        """Mean and standard deviation (+ 1e-6) of each observation number, over all rows, summed in float64.
+
+        The published pipeline computes them before it drops the lowest-return episode.
+        """
+        # One dimension at a time: a float64 copy of everything would double the memory.
+        pairs = [torch.std_mean(column.double(), correction=0) for column in self.observations.T]
+        mean = torch.stack([mean for _, mean in pairs])
+        std = torch.stack([std for std, _ in pairs])
+        return mean.float(), (std + STD_FLOOR).float()
+
+    def windows(
+        self, episodes: Int64[Tensor, "batch"], starts_within: Int64[Tensor, "batch"], length: int
+    ) -> Steps:
+        """The steps `[start, start + length)` of each episode, cut at its end, then padded on the left.
+
+        start 2, length 3, an episode of 4 steps:     [padding, step 2, step 3]
+
+        `returns_to_go` is hindsight, `raw_actions` the atanh of the recorded actions pulled inside
+        ±(1 - 1e-6); `log_probs` are zeros: nobody recorded them.
+
+        Args:
+            episodes: which episode each window lies in.
+            starts_within: its first step, from 0, below the length of the episode.
+            length: steps of a window, padding included.
+
+        Raises:
+            ValueError: if a window starts outside its episode.
+        """
+        left = self.lengths[episodes] - starts_within
+        if length < 1 or bool(((left < 1) | (starts_within < 0)).any()):
+            raise ValueError("A window needs a length of at least 1 and a start inside its episode.")
+        offset = torch.arange(length) - (length - left.clamp(max=length))[:, None]  # negative: padding
+        mask = offset >= 0
+        timesteps = (starts_within[:, None] + offset).where(mask, 0)
+        index = self.starts[episodes][:, None] + timesteps
+
+        def gather(rows: Tensor) -> Tensor:
+            taken = rows[index]
+            return taken.masked_fill(~mask.view(*mask.shape, *[1] * (taken.ndim - 2)), 0)
+
+        actions = gather(self.actions)
+        return Steps(
+            observations=gather(self.observations),
+            raw_actions=actions.clamp(-ACTION_LIMIT, ACTION_LIMIT).atanh(),
+            actions=actions,
+            rewards=gather(self.rewards),
+            returns_to_go=gather(self._returns_to_go),
+            log_probs=torch.zeros(mask.shape),
+            timesteps=timesteps,
+            mask=mask,
+        )
+
+    def sample_windows(self, batch: int, length: int, generator: torch.Generator) -> Steps:
+        """Windows of episodes drawn by length, each starting anywhere in its episode, with replacement.
+
+        Both draws together are one: a start drawn evenly among all rows. Windows near an end are short and
+        left-padded, so that a transformer is trained on every context from 1 step to `length`.
+        """
+        row = torch.randint(self.steps, (batch,), generator=generator)
+        episodes = torch.searchsorted(self.starts, row, right=True) - 1
+        return self.windows(episodes, row - self.starts[episodes], length)
+
+
+def drop_lowest_return(dataset: Dataset) -> Dataset:
+    """Leaves out the one episode of the lowest return, as online-dt does; an only episode stays."""
+    if len(dataset) == 1:
+        return dataset
+    lowest = int(dataset.returns.argmin())
+    start = int(dataset.starts[lowest])
+    stop = start + int(dataset.lengths[lowest])
+
+    def without(rows: Tensor, start: int, stop: int) -> Tensor:
+        return torch.cat([rows[:start], rows[stop:]])
+
+    return Dataset(
+        observations=without(dataset.observations, start, stop),
+        actions=without(dataset.actions, start, stop),
+        rewards=without(dataset.rewards, start, stop),
+        terminated=without(dataset.terminated, start, stop),
+        lengths=without(dataset.lengths, lowest, lowest + 1),
+        name=dataset.name,
+    )
+
+
+def check_fits(dataset: Dataset, observation_dim: int, action_dim: int) -> None:
+    """Checks that episodes have the sizes a policy or a simulator works with.
+
+    Raises:
+        DataError: if they have others.
+    """
+    sizes = (dataset.observations.shape[1], dataset.actions.shape[1])
+    if sizes != (observation_dim, action_dim):
+        raise DataError(
+            f"{dataset.name} has observations of {sizes[0]} and actions of {sizes[1]} numbers where "
+            f"{observation_dim} and {action_dim} are needed: choose the dataset that belongs to the task."
+        )
