@@ -73,7 +73,7 @@ def make_dataset(columns: Mapping[str, Tensor], *, name: str, splitting: Splitti
     ends = SPLITTINGS[splitting](terminals, timeouts)
     if len(ends) == 0:
         raise DataError(
-            f"{name} has no finished episode in its {len(terminals)} rows, {splitting} splitting: 'terminals' "
+            f"{name} has no finished episode in {len(terminals)} rows, {splitting} splitting: 'terminals' "
             "or 'timeouts' must be true at the last step of each, so mark the ends, or record longer."
         )
     numbers = {key: _finite(columns[key].float(), f"{name}: {key!r}") for key in (*MATRICES, "rewards")}
