@@ -26,8 +26,8 @@ class Lamb(Optimizer):
 
     The variant is that of online-dt's copy (NVIDIA's and timm's are alike), hence: weight decay λ is added to
     the update, not to the gradient; the trust ratio ‖w‖ / ‖u‖ is 1 where either norm is 0, is not clipped,
-    and is taken *only when λ ≠ 0*: without weight decay this is plain Adam. Biases and LayerNorms are decayed and
-    scaled like any tensor, unless given a group of their own. Tensors without a gradient are skipped.
+    and is taken *only when λ ≠ 0*: without weight decay this is plain Adam. Biases and LayerNorms are decayed
+    and scaled like any tensor, unless given a group of their own. Tensors without a gradient are skipped.
 
     One default differs: the original also clips the global gradient norm at 1.0 by itself. Here that is
     `max_grad_norm`, off by default: clipping at 0.5 before the step (0.25 in online-dt) makes it idle.
@@ -84,7 +84,7 @@ class Lamb(Optimizer):
 
     def _gradient_scale(self) -> float:
         """What to multiply the gradients of all groups by, so that their norm is at most `max_grad_norm`."""
-        limit = self.defaults["max_grad_norm"]
+        limit = self.param_groups[0]["max_grad_norm"]  # in a group so that state_dict carries it
         if limit is None:
             return 1.0
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]

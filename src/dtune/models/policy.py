@@ -39,7 +39,6 @@ class Policy(Protocol):
             Distributions with mean and standard deviation `[batch, window, action_dim]`; what stands on
             padding is unspecified, but finite.
         """
-        ...
 
     def next_return_to_go(
         self, returns_to_go: Float[Tensor, "batch"], rewards: Float[Tensor, "batch"]
@@ -50,4 +49,3 @@ class Policy(Protocol):
             returns_to_go: what the policy was conditioned on at this step, in environment units.
             rewards: what this step earned, in environment units.
         """
-        ...
