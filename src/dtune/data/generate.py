@@ -49,7 +49,7 @@ class Walkable(Protocol):
 def record_random(
     simulator: Walkable, *, episodes: int, generator: torch.Generator, batch: int = 64
 ) -> dict[str, Tensor]:
-    """Records whole episodes of actions drawn evenly from [-1, 1]: D4RL's protocol for random datasets.
+    """Records whole episodes of actions drawn evenly from [-1, 1], as D4RL's random datasets.
 
     Episodes are started `batch` at a time, and every one started is walked to its end: stopping at a number of
     finished ones would favour short episodes. One in which the physics failed is left out and replaced.
