@@ -1,74 +1,19 @@
-import contextlib
 import hashlib
 import json
-import os
 import random
 import shutil
-import struct
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from states import make_state, names, plain, same
 from torch import nn
 
 from dtune.errors import ConfigError, DataError, DtuneError
 from dtune.experiments import checkpoint, disk
 from dtune.experiments.checkpoint import CheckpointError, load, load_last, save
-from dtune.experiments.encoding import decode, encode
-
-
-def same(a, b) -> bool:
-    """Equal in structure, types and bits."""
-    if isinstance(a, torch.Tensor):
-        if a.dtype != b.dtype or a.shape != b.shape:
-            return False
-        return a.contiguous().view(-1).view(torch.uint8).equal(b.contiguous().view(-1).view(torch.uint8))
-    if isinstance(a, float):
-        return isinstance(b, float) and ((a != a and b != b) or struct.pack("d", a) == struct.pack("d", b))
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and a == b
-
-
-def make_state(seed: int = 0) -> dict:
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(3, 2)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(2, 3, generator=generator))
-    optimiser = torch.optim.Adam(layer.parameters())
-    layer(torch.ones(1, 3)).sum().backward()
-    optimiser.step()
-    matrix = torch.randn(4, 5, generator=generator)
-    return {
-        "algorithm": {
-            "policy": layer.state_dict(),
-            "optimiser": optimiser.state_dict(),  # keys of int, a tuple of betas, a shared nothing
-            "replay": [{"rewards": torch.randn(n, dtype=torch.float64, generator=generator)} for n in (1, 3)],
-        },
-        "generator": generator.get_state(),
-        "dtypes": {
-            "bool": torch.tensor([True, False]),
-            "int64": torch.tensor([2**62, -1]),
-            "int32": torch.tensor(-7, dtype=torch.int32),
-            "uint8": torch.arange(256, dtype=torch.uint8),
-            "bfloat16": matrix.bfloat16(),
-            "float16": matrix.half(),
-            "scalar": torch.tensor(0.1),
-            "special": torch.tensor([float("nan"), float("inf"), -0.0, 5e-324], dtype=torch.float64),
-            "empty": torch.zeros(0, 3),
-        },
-        "views": [matrix, matrix.T, matrix[:, 1], matrix.expand(2, 4, 5), matrix[0, 0]],
-        "floats": [0.1, 1.0, -0.0, 1e308, 5e-324, float("inf"), float("-inf"), float("nan"), 1 / 3],
-        "others": [True, False, None, 0, -(2**80), "text\n\ud83d", "", [], {}, (), ((1,), [2])],
-        "odd keys": {"$tensor": "mine", "a/b": torch.ones(1), "~": 1},
-    }
 
 
 def test_a_state_comes_back_to_the_last_bit(tmp_path):
@@ -83,58 +28,11 @@ def test_a_state_comes_back_to_the_last_bit(tmp_path):
     assert same(plain(state), found.state)
 
 
-def plain(state):
-    """OrderedDicts as dicts."""
-    return decode(*encode(state))
-
-
 def test_saving_twice_gives_the_same_bytes(tmp_path):
     state = make_state()
     first, second = save(tmp_path / "a", 1, state), save(tmp_path / "b", 1, state)
     for file in first.iterdir():
         assert file.read_bytes() == (second / file.name).read_bytes()
-
-
-leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-keys = st.text(max_size=3) | st.integers(-3, 3)
-
-
-@settings(derandomize=True, deadline=None, database=None)
-@given(
-    st.recursive(
-        leaves,
-        lambda inner: (
-            st.lists(inner, max_size=3)
-            | st.lists(inner, max_size=3).map(tuple)
-            | st.dictionaries(keys, inner, max_size=3)
-        ),
-        max_leaves=12,
-    )
-)
-def test_any_structure_survives_json(state):
-    document, tensors = encode(state)
-    assert same(decode(json.loads(json.dumps(document, allow_nan=False)), tensors), state)
-
-
-@pytest.mark.parametrize("value", [{1, 2}, 1j, b"bytes", object(), torch.float32, {1.5: 1}, {True: 1}])
-def test_what_cannot_be_stored_is_refused_with_its_path(value):
-    with pytest.raises(TypeError, match=r"here/0"):
-        encode({"here": [value]})
-
-
-def test_two_tensors_never_share_a_name():
-    with pytest.raises(TypeError, match="'a/0'"):
-        encode({"a": {0: torch.ones(1), "0": torch.zeros(1)}})
-    one, two = torch.zeros(1), torch.ones(1)
-    state = {"a/b": one, "a": {"b": two}, "a~1b": two}
-    assert same(decode(*encode(state)), state)
-
-
-def test_changing_a_tensor_after_encoding_changes_nothing():
-    tensor = torch.zeros(3)
-    _, tensors = encode({"x": tensor})
-    tensor += 1
-    assert tensors["x"].equal(torch.zeros(3))
 
 
 def test_the_policy_can_be_loaded_alone(tmp_path):
@@ -294,10 +192,6 @@ def test_only_bad_ones_is_an_error_with_a_way_out(tmp_path):
     assert CheckpointError.exit_code == 3
 
 
-def names(run: Path) -> set[str]:
-    return {path.name for path in (run / "checkpoints").iterdir()}
-
-
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for iteration in range(1, 7):
         save(tmp_path, iteration, {"i": iteration}, policy=None, keep=2, best=iteration == 2)
@@ -349,128 +243,6 @@ def test_a_full_disk_is_a_sentence_and_leaves_the_old_ones(tmp_path, monkeypatch
     found = load_last(tmp_path)
     assert found is not None
     assert (found.iteration, found.warning) == (10, None)
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: no `except Exception` or OSError catches it."""
-
-
-CALLS = ("mkdir", "fsync", "rename", "replace", "symlink", "unlink", "rmdir")
-
-
-def kill_at(patch: pytest.MonkeyPatch, moment: int, *, before: bool) -> list[str]:
-    """Dies at the `moment`-th change of the disk, before or after it; returns the changes reached."""
-    reached: list[str] = []
-
-    def watched(name: str, function):
-        def call(*arguments, **options):
-            reached.append(name)
-            fatal = len(reached) == moment
-            if fatal and before:
-                raise Killed
-            try:
-                return function(*arguments, **options)
-            finally:
-                if fatal:
-                    raise Killed
-
-        return call
-
-    def torn_write(path, data):
-        reached.append("write")
-        if len(reached) == moment:
-            path.write_bytes(data[: len(data) // 2] if before else data)
-            raise Killed
-        whole_write(path, data)
-
-    whole_write = disk.write
-    for name in CALLS:
-        patch.setattr(os, name, watched(name, getattr(os, name)))
-    patch.setattr(disk, "write", torn_write)
-    return reached
-
-
-@pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("present", [(10, 20), (10, 20, 30)], ids=["a new one", "replacing"])
-def test_killed_at_any_moment_a_whole_checkpoint_is_found(tmp_path, present, before):
-    for iteration in present:
-        save(tmp_path / "before", iteration, {"algorithm": {"policy": {"w": torch.full((2,), iteration)}}})
-    new = {"algorithm": {"policy": {"w": torch.full((2,), 31)}}}
-    moments = 0
-    for moment in range(1, 200):
-        run = tmp_path / f"run{moment}"
-        shutil.copytree(tmp_path / "before", run, symlinks=True)
-        with pytest.MonkeyPatch.context() as patch:
-            reached = kill_at(patch, moment, before=before)
-            with contextlib.suppress(Killed):
-                save(run, 30, new, best=True)
-        found = load_last(run)
-        assert found is not None, reached
-        value = int(found.state["algorithm"]["policy"]["w"][0])
-        assert value in {max(present), 31}, reached
-        if 30 not in present:  # while one is replaced, `last` may lead nowhere for a moment
-            assert found.warning is None, reached
-        save(run, 30, new, best=True)
-        assert same(load(run / "checkpoints" / "last"), new)
-        assert same(load(run / "checkpoints" / "best"), new)
-        assert names(run) == {"iteration_000020", "iteration_000030", "last", "best"}, reached
-        if len(reached) < moment:
-            break
-        moments += 1
-    assert moments > 20  # it did die, in many places
-
-
-def test_sigkill_while_saving(tmp_path):
-    """A real process, killed for real, again and again."""
-    script = """
-import sys, torch
-from pathlib import Path
-from dtune.experiments.checkpoint import load_last, save
-run = Path(sys.argv[1])
-found = load_last(run)
-i = found.iteration if found else 0
-print("ready", flush=True)
-while True:
-    i += 1
-    save(run, i, {"w": torch.full((20000,), i)}, policy=None)
-"""
-    chance, reached = random.Random(0), 0
-    for _ in range(3):
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE)
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(0.1 + 0.2 * chance.random())
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        found = load_last(tmp_path)
-        assert found is not None
-        assert found.warning is None
-        assert found.iteration > reached
-        assert found.state["w"].eq(found.iteration).all()
-        reached = found.iteration
-
-
-def test_every_file_and_directory_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
-    events: list[str] = []
-    fsync, rename = os.fsync, os.rename
-
-    def note_sync(handle):
-        events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
-        fsync(handle)
-
-    def note_rename(source, target):
-        events.append(f"rename {Path(target).name}")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "fsync", note_sync)
-    monkeypatch.setattr(os, "rename", note_rename)
-    path = save(tmp_path, 1, make_state())
-    named = events.index("rename iteration_000001")
-    assert {file.name for file in path.iterdir()} <= set(events[:named])
-    assert ".tmp-iteration_000001" in events[:named]
-    assert "checkpoints" in events[named:]
 
 
 def test_the_format_is_the_one_of_this_release():
