@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import mujoco
 import numpy as np
@@ -23,6 +23,7 @@ class Moment(NamedTuple):
     """What the rules need beside positions and velocities; see `Task.remember`."""
 
 
+@runtime_checkable
 class Task(Protocol):
     """The rules of one world, vectorised over rows. A frozen object: all that changes is in the `Moment`."""
 

@@ -1,0 +1,109 @@
+"""Names, sizes and scores."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from dtune.envs.tasks import DATASETS, TASKS, make_simulator, normalized_score, task_info
+from dtune.errors import ConfigError
+
+# Tables 2-4 of the paper
+PUBLISHED = {
+    "hopper-medium-v2",
+    "hopper-medium-replay-v2",
+    "hopper-random-v2",
+    "walker2d-medium-v2",
+    "walker2d-medium-replay-v2",
+    "walker2d-random-v2",
+    "ant-medium-v2",
+    "ant-medium-replay-v2",
+    "ant-random-v2",
+    "pen-cloned-v1",
+    "pen-human-v1",
+    "hammer-cloned-v1",
+    "hammer-human-v1",
+    "door-cloned-v1",
+    "door-human-v1",
+    "antmaze-umaze-v2",
+    "antmaze-umaze-diverse-v2",
+}
+
+# horizon, observations, actions, random policy's return, expert's return (D4RL)
+PUBLISHED_TASKS = {
+    "hopper": (1000, 11, 3, -20.272305, 3234.3),
+    "walker2d": (1000, 17, 6, 1.629008, 4592.3),
+    "ant": (1000, 27, 8, -325.6, 3879.7),
+    "door": (200, 39, 28, -56.512833, 2880.5693087298737),
+    "pen": (100, 45, 24, 96.262799, 3076.8331017826877),
+    "hammer": (200, 46, 26, -274.856578, 12794.134825156867),
+    "antmaze-umaze": (700, 29, 8, 0.0, 1.0),
+    "antmaze-umaze-diverse": (700, 29, 8, 0.0, 1.0),
+}
+BUILT = [name for name, info in TASKS.items() if info.make]
+
+
+def test_the_datasets_are_those_of_the_paper_and_of_the_task_in_their_name():
+    assert set(DATASETS) == PUBLISHED
+    for dataset, task in DATASETS.items():
+        candidates = [name for name in TASKS if dataset.startswith(name + "-")]
+        assert task == max(candidates, key=len)
+
+
+def test_the_tasks_are_as_published():
+    published = {
+        name: (info.horizon, info.observation_dim, info.action_dim, info.reference_min, info.reference_max)
+        for name, info in TASKS.items()
+    }
+    assert published == PUBLISHED_TASKS
+    assert all(name == info.name for name, info in TASKS.items())
+    assert {name for name, info in TASKS.items() if info.return_scale == 1.0} == {
+        "antmaze-umaze",
+        "antmaze-umaze-diverse",
+    }
+    assert {info.return_scale for info in TASKS.values()} == {1.0, 0.001}
+
+
+def test_locomotion_is_built():
+    assert {"hopper", "walker2d", "ant"} <= set(BUILT)
+
+
+@pytest.mark.parametrize("name", BUILT)
+def test_a_simulator_has_the_sizes_of_its_task(name):
+    info, simulator = task_info(name), make_simulator(name, threads=2)
+    assert (simulator.horizon, simulator.action_dim) == (info.horizon, info.action_dim)
+    observations = simulator.reset(2, torch.Generator().manual_seed(0))
+    assert observations.shape == (2, info.observation_dim) == (2, simulator.observation_dim)
+    assert simulator.step(torch.zeros(2, info.action_dim)).observations.shape == observations.shape
+
+
+def test_a_dataset_names_its_task():
+    assert make_simulator("walker2d-medium-replay-v2").task == make_simulator("walker2d").task
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones():
+    with pytest.raises(ConfigError, match="'hoper' is neither a task") as error:
+        make_simulator("hoper")
+    assert all(name in str(error.value) for name in (*TASKS, *DATASETS))
+
+
+def test_a_world_that_is_not_built_is_refused(monkeypatch):
+    monkeypatch.setitem(TASKS, "pen", replace(TASKS["pen"], make=None))
+    with pytest.raises(ConfigError, match="'pen' is not built yet: those that are built are hopper"):
+        make_simulator("pen-human-v1")
+
+
+def test_scores_are_0_for_the_random_policy_and_100_for_the_expert():
+    for name, info in TASKS.items():
+        scores = normalized_score(name, np.array([info.reference_min, info.reference_max]))
+        np.testing.assert_allclose(scores, [0, 100], atol=1e-12)
+    # Hopper by hand: 100 · (1607.0138475 + 20.272305) / 3254.572305 = 50
+    assert normalized_score("hopper-medium-v2", 1607.0138475) == pytest.approx(50)
+
+
+def test_scores_keep_the_shape_of_the_returns():
+    returns = torch.tensor([[0.0, 1.0], [0.5, 0.25]])
+    assert torch.equal(normalized_score("antmaze-umaze-diverse-v2", returns), 100 * returns)
+    with pytest.raises(ConfigError, match="neither"):
+        normalized_score("halfcheetah", 1.0)
