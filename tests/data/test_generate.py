@@ -44,7 +44,7 @@ class Counter:
         assert len(actions) == len(self.serial) > 0
         self.actions.append(actions)
         self.clock = self.clock + 1
-        faulty = torch.isin(self.serial, self.faulty) & (self.clock == 1)
+        faulty = torch.isin(self.serial, self.faulty) & (self.clock == self.length.clamp(max=self.horizon))
         return Outcome(
             observations=self._observe(),
             rewards=(self.serial + self.clock / 100).double(),

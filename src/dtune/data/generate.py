@@ -51,8 +51,8 @@ def record_random(
 ) -> dict[str, Tensor]:
     """Records whole episodes of actions drawn evenly from [-1, 1], as D4RL's random datasets.
 
-    Episodes are started `batch` at a time, and every one started is walked to its end: stopping at a number of
-    finished ones would favour short episodes. One in which the physics failed is left out and replaced.
+    Episodes are started `batch` at a time, and every one started is walked to its end: stopping at a number
+    of finished ones would favour short episodes. One in which the physics failed is left out and replaced.
 
     Args:
         simulator: anything with `reset`, `step` and `keep`; its present episodes are forgotten.
