@@ -10,6 +10,7 @@ import torch
 
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
 from dtune.envs.mujoco import MujocoSimulator
+from dtune.envs.rules import Moment
 from dtune.errors import ConfigError
 
 WORLDS = [
@@ -55,6 +56,28 @@ def test_a_thousand_random_steps_are_gymnasiums_own(task, name):
     assert stood > 50
     for env in envs:
         env.close()
+
+
+@pytest.mark.parametrize(("task", "name"), WORLDS)
+def test_episodes_end_at_gymnasiums_bounds(task, name):
+    env, model = oracle(name), task.model()
+    around = [
+        np.nextafter(bound, way) for bound in (0.2, 0.7, 0.8, 1.0, 2.0, 100.0) for way in (-np.inf, np.inf)
+    ]
+    values = np.array([*around, *(-np.array(around)), 0.2, 0.7, 0.8, 1.0, 2.0, 100.0, -0.2, -1.0, -100.0])
+    rest = np.concatenate((model.qpos0, np.zeros(model.nv)))
+    states = np.broadcast_to(rest, (len(rest), len(values), len(rest))).copy()
+    for column in range(len(rest)):  # one number of the state is moved to every bound, the others rest
+        states[column, :, column] = values
+    states = states.reshape(-1, len(rest))
+    expected = []
+    for state in states:
+        env.data.qpos[:], env.data.qvel[:] = state[: model.nq], state[model.nq :]
+        expected.append(bool(env.terminated))
+    now = Moment(states[:, : model.nq], states[:, model.nq :], np.zeros((len(states), task.memory_dim)))
+    assert task.terminated(now).tolist() == expected
+    assert 0 < sum(expected) < len(expected)
+    env.close()
 
 
 @pytest.mark.parametrize(("task", "name"), WORLDS)
