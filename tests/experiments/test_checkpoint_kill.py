@@ -73,6 +73,9 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_found(tmp_path, present, bef
         assert value in {max(present), 31}, reached
         if 30 not in present:  # while one is replaced, `last` may lead nowhere for a moment
             assert found.warning is None, reached
+            assert (run / "checkpoints" / "last").exists(), reached
+        for path in (run / "checkpoints").glob("iteration_*"):
+            load(path)  # what has its name is whole
         save(run, 30, new, best=True)
         assert same(load(run / "checkpoints" / "last"), new)
         assert same(load(run / "checkpoints" / "best"), new)
@@ -117,7 +120,7 @@ while True:
 
 def test_every_file_and_directory_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     events: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, rename, replace = os.fsync, os.rename, os.replace
 
     def note_sync(handle):
         events.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
@@ -127,10 +130,17 @@ def test_every_file_and_directory_is_synced_before_it_gets_its_name(tmp_path, mo
         events.append(f"rename {Path(target).name}")
         rename(source, target)
 
+    def note_replace(source, target):
+        events.append(f"replace {Path(target).name}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", note_replace)
     monkeypatch.setattr(os, "fsync", note_sync)
     monkeypatch.setattr(os, "rename", note_rename)
     path = save(tmp_path, 1, make_state())
     named = events.index("rename iteration_000001")
     assert {file.name for file in path.iterdir()} <= set(events[:named])
     assert ".tmp-iteration_000001" in events[:named]
-    assert "checkpoints" in events[named:]
+    pointed = events.index("replace last")
+    assert "checkpoints" in events[named:pointed]
+    assert "checkpoints" in events[pointed:]

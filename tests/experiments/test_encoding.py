@@ -35,6 +35,13 @@ def test_what_cannot_be_stored_is_refused_with_its_path(value):
         encode({"here": [value]})
 
 
+@pytest.mark.parametrize(
+    "state", [{"$tensor": "x"}, {"$tuple": [1]}, {"$items": {}, "a": 1}, {"": {"$": None}}]
+)
+def test_a_key_that_looks_like_a_tag_is_a_key(state):
+    assert same(decode(*encode(state)), state)
+
+
 def test_two_tensors_never_share_a_name():
     with pytest.raises(TypeError, match="'a/0'"):
         encode({"a": {0: torch.ones(1), "0": torch.zeros(1)}})

@@ -103,7 +103,7 @@ class Live:
             self._panel.update(self._draw())
             return
         self._pending = self._line()
-        if iteration >= self._iterations or self._clock() - self._printed_at >= self._interval:
+        if self._clock() - self._printed_at >= self._interval:
             self._print(self._pending)
 
     def say(self, sentence: str) -> None:
