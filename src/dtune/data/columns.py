@@ -76,14 +76,15 @@ def make_dataset(columns: Mapping[str, Tensor], *, name: str, splitting: Splitti
             f"{name} has no finished episode in {len(terminals)} rows, {splitting} splitting: 'terminals' "
             "or 'timeouts' must be true at the last step of each, so mark the ends, or record longer."
         )
-    numbers = {key: _finite(columns[key].float(), f"{name}: {key!r}") for key in (*MATRICES, "rewards")}
-    observations = _observed(numbers["observations"], name)
-    actions = _within_limits(numbers["actions"], name)
+    observations = _observed(columns["observations"].float(), name)
+    actions, rewards = columns["actions"].float(), columns["rewards"].float().flatten()
+    for key, numbers in (("observations", observations), ("actions", actions), ("rewards", rewards)):
+        _check_finite(numbers, f"{name}: {key!r}")
     stop = int(ends[-1])
     return Dataset(
         observations=observations[:stop],
-        actions=actions[:stop],
-        rewards=numbers["rewards"].flatten()[:stop],
+        actions=_within_limits(actions, name)[:stop],
+        rewards=rewards[:stop],
         terminated=terminals[:stop],
         lengths=ends.diff(prepend=ends.new_zeros(1)),
         name=name,
@@ -129,15 +130,14 @@ def _flags(column: Tensor, where: str) -> Bool[Tensor, "steps"]:
     return column == 1
 
 
-def _finite(column: Tensor, where: str) -> Tensor:
-    finite = column.isfinite()
-    if not bool(finite.all()):
-        row, *rest = (~finite).nonzero()[0].tolist()
+def _check_finite(column: Tensor, where: str) -> None:
+    low, high = column.aminmax()  # NaN comes through, and no second array is needed as for isfinite
+    if not bool(low.isfinite() & high.isfinite()):
+        row, *rest = (~column.isfinite()).nonzero()[0].tolist()
         raise DataError(
             f"{where} holds {float(column[(row, *rest)])} at row {row}: all numbers have to be finite, so "
             "leave out the episode it lies in, or download the data again."
         )
-    return column
 
 
 def _within_limits(actions: Tensor, name: str) -> Tensor:
