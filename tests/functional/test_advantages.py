@@ -87,10 +87,11 @@ def test_group_advantages_add_eps_to_the_standard_deviation():
     assert group_advantages(returns, eps=2.0).tolist() == [[-0.5, 0, 0.5]]
 
 
-def test_group_advantages_do_not_change_with_scale_or_shift():
+@pytest.mark.parametrize(("scale", "shift"), [(100, -700), (1e-9, 0)])
+def test_group_advantages_do_not_change_with_scale_or_shift(scale, shift):
     returns = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    moved = group_advantages(100 * returns - 700)
-    assert torch.allclose(moved, group_advantages(returns), atol=1e-6)
+    moved = group_advantages(scale * returns + shift, eps=0.0)
+    assert torch.allclose(moved, group_advantages(returns, eps=0.0), atol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -150,7 +151,7 @@ def test_a_margin_of_zero_drops_exact_ties_only():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("value", [0.1, -437.3, 1e6 / 7])
+@pytest.mark.parametrize("value", [0.0, 0.1, -437.3, 1e6 / 7])
 def test_rounding_of_the_mean_breaks_no_tie(dtype, value):
     for group in (3, 5, 6, 7):  # sums of which the mean is not exact: three times 0.1, for one
         assert not outside_margin(torch.full((1, group), value, dtype=dtype), 0.0).any()
@@ -159,7 +160,12 @@ def test_rounding_of_the_mean_breaks_no_tie(dtype, value):
 def test_invalid_members_neither_pull_the_mean_nor_pass_the_margin():
     returns = torch.tensor([[1.0, NAN, 3.0, 5.0], [1.0, 1e6, 3.0, 5.0]])
     valid = torch.tensor([[True, False, True, True]]).expand(2, 4)
-    assert outside_margin(returns, 1.0, valid).tolist() == [[True, False, False, True]] * 2
+    assert outside_margin(returns, 1.9, valid).tolist() == [[True, False, False, True]] * 2
+
+
+def test_a_negative_margin_keeps_all_but_the_invalid():
+    returns = torch.tensor([[2.0, 2.0, NAN]])
+    assert outside_margin(returns, -1.0, ~returns.isnan()).tolist() == [[True, True, False]]
 
 
 # generalised advantages

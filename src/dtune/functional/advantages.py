@@ -94,7 +94,7 @@ def outside_margin(
     Args:
         returns: one return for each member of each group, in environment reward units.
         margin: Δ_r, in the units of `returns`. Strict: 0 drops the members that equal their group's mean,
-            as all do in a group of equal returns.
+            as all do in a group of equal returns; a negative one drops nobody.
         valid: False on members to leave out: they do not count in the mean and are never marked.
     """
     valid = torch.ones_like(returns, dtype=torch.bool) if valid is None else valid
