@@ -1,0 +1,96 @@
+"""Laws of the whole house that no single test of a floor can hold."""
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted(path for folder in ("src", "examples") for path in (ROOT / folder).rglob("*.py"))
+RUNS_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "runpy"}
+EVALUATES = {"eval", "exec", "compile", "__import__"}
+
+
+def broken_laws(tree: ast.AST) -> list[str]:
+    """What in a module could run the code of a stranger's file, or asks an object what it has."""
+    return [f"line {node.lineno}: {law}" for node in ast.walk(tree) for law in laws_broken_by(node)]
+
+
+def laws_broken_by(node: ast.AST) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [f"imports {name.name}" for name in node.names if name.name.split(".")[0] in RUNS_CODE]
+    if isinstance(node, ast.ImportFrom):
+        hides_load = node.module == "torch" and any(name.name == "load" for name in node.names)
+        refused = hides_load or (node.module or "").split(".")[0] in RUNS_CODE
+        return [f"imports from {node.module}"] if refused else []
+    if not isinstance(node, ast.Call):
+        return []
+    name = ast.unparse(node.func)
+    options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+    checks = {
+        f"calls {name}": name in EVALUATES or name in ("yaml.load", "os.system"),
+        "hasattr: declare it in a protocol": name == "hasattr",
+        "torch.load that unpickles": name == "torch.load" and options.get("weights_only") != "True",
+        "allow_pickle": options.get("allow_pickle", "False") != "False",
+        "shell=True": options.get("shell", "False") != "False",
+    }
+    return [law for law, broken in checks.items() if broken]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_of_a_stranger_runs_code(path):
+    assert broken_laws(ast.parse(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pickle",
+        "import cloudpickle as cp",
+        "from pickle import loads",
+        "from torch import load",
+        "torch.load(f)",
+        "torch.load(f, weights_only=False)",
+        "x = eval(text)",
+        "exec(text)",
+        "np.load(f, allow_pickle=True)",
+        "yaml.load(f)",
+        "subprocess.run(x, shell=True)",
+        "hasattr(x, 'y')",
+    ],
+)
+def test_the_law_sees(code):
+    assert broken_laws(ast.parse(f"def f():\n    {code}"))
+
+
+@pytest.mark.parametrize(
+    "code", ["policy.eval()", "torch.load(f, weights_only=True)", "safetensors.torch.load(b)"]
+)
+def test_the_law_lets_pass(code):
+    assert not broken_laws(ast.parse(code))
+
+
+def test_there_is_something_to_hold_to_the_law():
+    assert len(SOURCES) > 10
+
+
+def pinned() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = (line.partition("==") for line in lines if line and not line.startswith("#"))
+    return {name.lower().replace("_", "-"): version for name, _, version in pins}
+
+
+def test_every_dependency_is_pinned():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+    names = {re.split(r"[^\w-]", requirement)[0].lower() for requirement in wanted}
+    assert names <= pinned().keys()
+    assert pinned()["torch"] == "2.13.0"  # no local suffix: it has to be found on every machine
+    assert pinned()["mujoco"] != "4.0.0"
+
+
+def test_no_pin_names_where_it_comes_from():
+    for name in ("constraints.txt", "Makefile", "pyproject.toml", ".ci/run"):
+        assert not re.search(r"index-url|find-links|://(?!github\.com)", (ROOT / name).read_text()), name
