@@ -231,6 +231,7 @@ def test_a_column_that_holds_no_numbers_is_refused(path: Path, key: str, value: 
         ("rewards", np.zeros(ROWS - 1), "unequal length"),
         ("rewards", np.zeros((ROWS, 2)), "'rewards' has the shape (40, 2)"),
         ("observations", np.zeros(ROWS), "'observations' has the shape (40,)"),
+        ("rewards", np.zeros(0), "unequal length"),
         ("observations", h5py.Empty("f4"), "not a readable"),
         ("observations", np.full((ROWS, 4), np.nan), "'observations' holds nan at row 0"),
         ("observations", np.full((ROWS, 4), 1e300), "'observations' holds inf at row 0"),
@@ -250,6 +251,12 @@ def test_a_file_without_a_finished_episode_is_refused(path: Path):
     assert "no finished episode in 40 rows" in refusal(path)
 
 
+def test_a_file_without_rows_is_refused(path: Path):
+    for key in COLUMNS:
+        replace(path, key, columns()[key][:0].numpy())
+    assert "no finished episode in 0 rows" in refusal(path)
+
+
 def test_a_size_beyond_what_is_stored_is_refused_before_memory_is_asked_for(path: Path):
     for shape, chunks in (((10**12, 4), (1000, 4)), ((10**8, 4), None), ((ROWS, 4), (5 * 10**7, 4))):
         with h5py.File(path, "r+") as file:
@@ -259,6 +266,13 @@ def test_a_size_beyond_what_is_stored_is_refused_before_memory_is_asked_for(path
                 options = {"chunks": chunks[: 1 + len(tail)], "maxshape": (None, *tail)} if chunks else {}
                 file.create_dataset(key, (shape[0], *tail), np.float32, **options)
         assert "no compression does that" in refusal(path)
+
+
+def test_a_column_in_countless_chunks_is_refused(path: Path):
+    replace(path, "rewards", None, shape=(10**6,), dtype=np.float32, chunks=(1,))
+    for key in set(COLUMNS) - {"rewards"}:
+        replace(path, key, np.zeros((10**6, 1), np.float32), chunks=(1000, 1))
+    assert "'rewards' lies in 1,000,000 chunks" in refusal(path)
 
 
 def test_a_file_that_does_not_fit_into_memory_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -19,6 +19,7 @@ from dtune.errors import DataError
 # Deflate makes data at most 1,032 times smaller: a larger claim is a hole in the file, not data.
 COMPRESSION_LIMIT = 1032
 SMALL = 64 * 2**20  # bytes a column may claim without a look at what the file stores
+MOST_CHUNKS = 100_000  # HDF5 needs 4 kB of memory for each it reads, stored or not
 
 
 def read_hdf5(path: Path | str, *, splitting: Splitting = "locomotion") -> Dataset:
@@ -38,8 +39,9 @@ def read_hdf5(path: Path | str, *, splitting: Splitting = "locomotion") -> Datas
     if not path.is_file():
         raise DataError(f"{path} is not there, or is no file: give the path of a D4RL HDF5 file.")
     with _damage_explained(path), h5py.File(path, "r") as file:
-        stored = {key: _inside(file, key, path) for key in COLUMNS if key in file.keys()}
-        others = dict.fromkeys(file.keys() - set(COLUMNS), ())  # only to say what is there
+        names = set(file)  # `key in file` would follow links
+        stored = {key: _inside(file, key, path) for key in COLUMNS if key in names}
+        others = dict.fromkeys(names - set(COLUMNS), ())  # only to say what is there
         check_columns({key: dataset.shape for key, dataset in stored.items()} | others, name=str(path))
         _check_claims(stored, path)
         columns = {key: _read(stored[key]) for key in COLUMNS}
@@ -121,6 +123,12 @@ def _check_claims(stored: Mapping[str, h5py.Dataset], path: Path) -> None:
             raise DataError(
                 f"{path}: {key!r} claims {claim:,} bytes (shape {dataset.shape}) and stores {held:,}: no "
                 "compression does that, so the file is damaged or made up; download it again."
+            )
+        chunks = prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks or ()))
+        if chunks > MOST_CHUNKS:
+            raise DataError(
+                f"{path}: {key!r} lies in {chunks:,} chunks, above the limit of {MOST_CHUNKS:,}: store it in "
+                "larger ones (h5repack does it)."
             )
     need, free = 4 * sum(map(_elements, stored.values())), _free_memory()
     if need > free:
