@@ -41,13 +41,12 @@ class Steps:
         """
         return self.map(lambda x: x.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1))
 
-    def gather_time(self, index: Int[Tensor, "batch length"]) -> "Steps":
-        """The steps at `index` of each row; where `index` is negative, padding: zeros and mask False."""
+    def gather(self, rows: Int[Tensor, "picked"], index: Int[Tensor, "picked length"]) -> "Steps":
+        """The steps at `index` of the given `rows`; where `index` is negative, padding: zeros and mask False."""
         inside = index >= 0
-        rows = torch.arange(len(index))[:, None]
 
         def take(x: Tensor) -> Tensor:
-            taken = x[rows, index.clamp(min=0)]
+            taken = x[rows[:, None], index.clamp(min=0)]
             return taken * inside.view(*inside.shape, *[1] * (taken.ndim - 2)).to(taken.dtype)
 
         return self.map(take)

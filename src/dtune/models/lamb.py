@@ -58,9 +58,7 @@ class Lamb(Optimizer):
         if not all(0 <= beta < 1 for beta in betas):
             raise ConfigError(f"Lamb's betas are decay rates in [0, 1), got {betas}")
         if min(lr, eps, weight_decay) < 0:
-            raise ConfigError(
-                f"Lamb needs lr, eps and weight_decay of 0 or more, got {lr}, {eps} and {weight_decay}"
-            )
+            raise ConfigError(f"Lamb needs lr, eps and weight_decay of 0 or more, got {lr}, {eps} and {weight_decay}")
         if max_grad_norm is not None and max_grad_norm <= 0:
             raise ConfigError(f"Lamb's max_grad_norm must be above 0, got {max_grad_norm}; None turns it off")
         settings = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}

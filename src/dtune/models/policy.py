@@ -1,9 +1,10 @@
 """What a decision transformer must offer to be finetuned."""
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, Self, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtune.data.steps import Steps
 from dtune.models.distributions import TanhNormal
@@ -49,3 +50,36 @@ class Policy(Protocol):
             returns_to_go: what the policy was conditioned on at this step, in environment units.
             rewards: what this step earned, in environment units.
         """
+
+
+@runtime_checkable
+class TrainablePolicy(Policy, Protocol):
+    """A `Policy` that is also an `nn.Module`: what is used of that to train one."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What is learned."""
+        ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The same, by name."""
+        ...
+
+    def train(self, mode: bool = True) -> Self:
+        """Turns dropout on."""
+        ...
+
+    def eval(self) -> Self:
+        """Turns dropout off, as it must be whenever actions are drawn or ratios computed."""
+        ...
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Whether gradients reach the parameters."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Parameters and buffers, by name."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any:
+        """The inverse of `state_dict`."""
+        ...

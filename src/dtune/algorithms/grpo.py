@@ -1,0 +1,231 @@
+"""GRPO-DT: group relative policy optimisation of a decision transformer (Algorithm 1).
+
+full trajectory     s₀ ─ s₁ ─ … ─ sₕ ─ … … … … … … … … … … … … … … … … … … … … ─ s_T
+                                  ↑ reset point: snapshot of the simulator and return-to-go gₕ
+G times from there                ├── sub-trajectory (sampled) ─┼── lookahead (mean action) ──┤
+optimised                         ├──────── yes ────────────────┼─────────── no ──────────────┤
+counted in the return (Eq. 2)     ├──────────────────────── yes ──────────────────────────────┤
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from dtune.algorithms.metrics import Metrics
+from dtune.algorithms.update import ClippedUpdate, UpdateConfig
+from dtune.data.buffers import Fifo
+from dtune.data.steps import Steps, concatenate
+from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
+from dtune.envs.simulator import Restorable
+from dtune.errors import ConfigError
+from dtune.functional.advantages import discounted_return, group_advantages, outside_margin, returns_to_go
+from dtune.functional.sampling import draw_steps, reset_point_distribution
+from dtune.models.policy import TrainablePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOConfig:
+    """Hyperparameters of GRPO-DT. Defaults are those Tables 5 and 6 give for Hopper."""
+
+    return_to_go: float
+    """Return asked for at the start of an episode, g_online, in environment reward units."""
+    context_length: int = 1
+    """Steps of history the policy reads while finetuned, c_online."""
+    episodes_per_iteration: int = 1
+    """Full trajectories collected each iteration."""
+    replay_capacity: int = 32
+    """Full trajectories remembered, 𝒯_replay."""
+    reset_trajectories: int = 16
+    """Full trajectories drawn from them each iteration, |B|, in proportion to their length."""
+    reset_points: int = 4
+    """Reset points on each of those, K."""
+    reset_selection: Literal["active", "uniform"] = "active"
+    """Where: preferring steps at which the policy's variance is high, or anywhere (Fig. 2d)."""
+    reset_context: Literal["fresh", "parent"] = "fresh"
+    """What the policy remembers at a reset point when its context is longer than 1: nothing, or the parent's steps."""
+    shared_start: bool = True
+    """Whether a group's members start from one reset point, or from one each (the ablation of Fig. 2b)."""
+    group_size: int = 8
+    """Sub-trajectories that are compared with each other, G. Raising it makes advantages less noisy and costs steps."""
+    subtrajectory_length: int = 15
+    """Optimised steps of a sub-trajectory, L_traj. Shorter is finer credit assignment; the horizon gives Fig. 2a."""
+    lookahead_length: int = 400
+    """Mean-action steps that only score it, L_eval. Longer is a better estimate and costs simulation."""
+    gamma: float = 0.995
+    """Discount of rewards over a sub-trajectory and its lookahead."""
+    return_margin: float = 2.0
+    """Members whose return is this close to their group's mean are dropped, Δ_r, in reward units."""
+    relabel: bool = False
+    """Train on the returns achieved instead of those asked for: the mistake of Sec. 3.1, kept for Fig. 1."""
+    subtrajectory_capacity: int = 2048
+    """Sub-trajectories remembered, 𝒯_sub. Raising it reuses older data."""
+    batch_size: int = 256
+    """Sub-trajectories a gradient step."""
+    passes: int = 1
+    """Times each remembered sub-trajectory is used an iteration; 1 over a full buffer is the paper's 8 updates."""
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    """How the policy is moved."""
+
+    def __post_init__(self) -> None:
+        if self.group_size < 2:
+            raise ConfigError(
+                f"group_size must be at least 2, got {self.group_size}: one alone has no group to be compared with"
+            )
+        if self.lookahead_length < 0:
+            raise ConfigError(f"lookahead_length counts steps and cannot be negative, got {self.lookahead_length}")
+        if self.return_margin < 0:
+            raise ConfigError(f"return_margin is a distance and cannot be negative, got {self.return_margin}")
+        if not 0 < self.gamma <= 1:
+            raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
+        counts = (
+            "context_length", "episodes_per_iteration", "replay_capacity", "reset_trajectories", "reset_points",
+            "subtrajectory_length", "subtrajectory_capacity", "batch_size", "passes",
+        )  # fmt: skip
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+class GRPO:
+    """Improves `policy` in place, one `iterate` at a time.
+
+    Attributes:
+        policy: the decision transformer being finetuned.
+    """
+
+    def __init__(self, policy: TrainablePolicy, config: GRPOConfig, generator: torch.Generator | None = None):
+        self.policy, self.config = policy, config
+        policy.context_length = config.context_length
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.update = ClippedUpdate(policy, config.update)
+        self.replay, self.buffer = Fifo(config.replay_capacity), Fifo(config.subtrajectory_capacity)
+        self.iteration = 0
+        self.metrics = Metrics()
+
+    def iterate(self, simulator: Restorable) -> dict[str, float]:
+        """One iteration of Algorithm 1; comments name its lines."""
+        self.metrics.begin()
+        self.replay.extend(self._collect(simulator).rows())  # 2
+        if not len(self.replay):
+            self.metrics.refuse_faults()  # no good episode at all
+        episodes = Episodes.from_rows(self.replay.rows)
+        points = self._choose_reset_points(episodes)  # 3, 4, 5
+        members, returns, valid = self._grow_groups(simulator, points)  # 6
+        advantages = group_advantages(returns, valid=valid).float()  # 7
+        self._remember(members, advantages, outside_margin(returns, self.config.return_margin, valid=valid))  # 8
+        self._optimise()  # 9
+        self.iteration += 1
+        self.update.end_iteration(self.iteration)
+        return self.metrics.end()
+
+    def _collect(self, simulator: Restorable) -> Episodes:
+        """Rolls out full trajectories under the current policy, asking for `return_to_go`."""
+        config = self.config
+        episodes, faulty = collect_episodes(
+            self.policy,
+            simulator,
+            config.episodes_per_iteration,
+            config.return_to_go,
+            self.generator,
+            snapshots=True,
+        )
+        self.metrics.count_episodes(episodes, faulty)
+        return episodes
+
+    def _choose_reset_points(self, episodes: Episodes) -> ResetPoints:
+        """Draws episodes in proportion to their length, and on each the steps to go back to."""
+        config = self.config
+        lengths = episodes.lengths.float()
+        rows = torch.multinomial(lengths, config.reset_trajectories, replacement=True, generator=self.generator)
+        each = config.reset_points * (1 if config.shared_start else config.group_size)
+        probabilities = self._reset_probabilities(episodes, rows)
+        steps = draw_steps(probabilities, each, self.generator)
+        return ResetPoints.choose(
+            episodes,
+            rows.repeat_interleave(each),
+            steps.flatten(),
+            self.policy.context_length - 1,
+            fresh=config.reset_context == "fresh",
+        ).repeat(config.group_size if config.shared_start else 1)
+
+    @torch.no_grad()
+    def _reset_probabilities(self, episodes: Episodes, rows: Int[Tensor, "drawn"]) -> Float[Tensor, "drawn time"]:
+        """Where to reset on each drawn episode (Sec. 3.2): by the present policy's variance, or uniformly."""
+        mask = episodes.steps.mask
+        variance = torch.zeros(*mask.shape, self.policy.action_dim)
+        if self.config.reset_selection == "active":
+            drawn = torch.zeros(len(mask), dtype=torch.bool)
+            drawn[rows] = True
+            row, step = (mask & drawn[:, None]).nonzero(as_tuple=True)
+            before = torch.arange(1 - self.policy.context_length, 1) + step[:, None]
+            variance[row, step] = self.policy(episodes.steps.gather(row, before))[:, -1].std.square()
+        return reset_point_distribution(variance[rows], mask[rows])
+
+    def _grow_groups(
+        self, simulator: Restorable, points: ResetPoints
+    ) -> tuple[Steps, Float[Tensor, "groups group"], Bool[Tensor, "groups group"]]:
+        """Walks a sub-trajectory from each point and scores it.
+
+        Returns:
+            Sub-trajectories preceded by their context, a row each; discounted returns, one a member of each group;
+            False for members whose numbers the simulator does not vouch for.
+        """
+        config = self.config
+        rollout = Rollout.resume(self.policy, simulator, points)
+        sampled = rollout.advance(config.subtrajectory_length, generator=self.generator)
+        # relabelling needs the return of the whole trajectory, so it walks on to the end of the episode
+        lookahead = rollout.advance(simulator.horizon if config.relabel else config.lookahead_length)
+        walked = concatenate([sampled, lookahead], 1)
+        counted = config.subtrajectory_length + config.lookahead_length
+        returns = discounted_return(walked.rewards[:, :counted], walked.mask[:, :counted], config.gamma)
+        if config.relabel:
+            achieved = returns_to_go(walked.rewards, walked.mask)[:, : config.subtrajectory_length]
+            sampled = replace(sampled, returns_to_go=achieved)
+        self.metrics.count_groups(sampled, lookahead, int(rollout.faulty.sum()))
+        groups = (-1, config.group_size)
+        return concatenate([points.history, sampled], 1), returns.view(groups), ~rollout.faulty.view(groups)
+
+    def _remember(
+        self, members: Steps, advantages: Float[Tensor, "groups group"], keep: Bool[Tensor, "groups group"]
+    ) -> None:
+        """Stores the members to `keep`; the oldest fall out."""
+        kept = keep.flatten().nonzero().squeeze(1)
+        rows = {name: value[kept] for name, value in vars(members).items()}
+        iteration = torch.full((len(kept),), self.iteration)
+        self.buffer.extend({**rows, "advantages": advantages.flatten()[kept], "iteration": iteration})
+        self.metrics.set("rollout/dropped", 1 - len(kept) / keep.numel())
+
+    def _optimise(self) -> None:
+        """Passes over the sub-trajectory buffer in random order, maximising Eq. 3."""
+        config, unchanged = self.config, True
+        for _ in range(config.passes):
+            order = torch.randperm(len(self.buffer), generator=self.generator)
+            for index in order.split(config.batch_size) if len(order) else ():
+                rows = self.buffer.take(index)
+                advantages, iteration = rows.pop("advantages"), rows.pop("iteration")
+                fresh = iteration == self.iteration if unchanged else None
+                self.metrics.add_update(self.update.step(Steps(**rows), advantages, self.generator, fresh))
+                unchanged = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what the next iteration does, except the simulator."""
+        return {
+            "policy": self.policy.state_dict(),
+            "update": self.update.state_dict(),
+            "replay": self.replay.state_dict(),
+            "buffer": self.buffer.state_dict(),
+            "generator": self.generator.get_state(),
+            "iteration": self.iteration,
+            "metrics": self.metrics.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name in ("policy", "update", "replay", "buffer", "metrics"):
+            getattr(self, name).load_state_dict(state[name])
+        self.generator.set_state(state["generator"])
+        self.iteration = state["iteration"]

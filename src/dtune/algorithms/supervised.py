@@ -1,0 +1,136 @@
+"""Supervised learning of a decision transformer: pretraining as Zheng et al. (2022) do it.
+
+max E[log π(a | context)] under H(π) ≥ ρ, on windows whose returns-to-go are hindsight.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from dtune.algorithms.metrics import Metrics
+from dtune.algorithms.update import EntropyDual, make_optimizer
+from dtune.data.datasets import Dataset
+from dtune.envs.simulator import Simulator
+from dtune.errors import ConfigError, NumericError
+from dtune.functional.objectives import masked_mean
+from dtune.models.policy import TrainablePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SupervisedConfig:
+    """Hyperparameters of pretraining. Defaults are Yan et al.'s for Hopper with the paper's changes (Table 5)."""
+
+    context_length: int = 20
+    """Steps in a training window, c_offline."""
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    """LAMB is the paper's; AdamW moves small networks much faster."""
+    learning_rate: float = 1e-4
+    """Step size after warm-up."""
+    warmup_updates: int = 10_000
+    """Gradient steps over which the learning rate rises linearly from 0."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    grad_norm_clip: float = 0.5
+    """Largest norm of the gradient over all parameters."""
+    batch_size: int = 256
+    """Windows a gradient step."""
+    updates_per_iteration: int = 250
+    """Gradient steps an iteration; only how often progress is recorded and saved depends on it."""
+    entropy_coef: float = 0.1
+    """Initial dual variable of the entropy constraint, λ."""
+    entropy_coef_learning_rate: float = 1e-4
+    """Adam's step size on log λ."""
+    target_entropy: float | None = None
+    """Lower bound on the mean policy entropy, in nats summed over action dimensions. None: -dim(A)."""
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "batch_size", "updates_per_iteration"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "grad_norm_clip", "entropy_coef"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+
+
+class Supervised:
+    """Fits `policy` in place to a dataset.
+
+    Attributes:
+        policy: the decision transformer; in evaluation mode between iterations.
+    """
+
+    def __init__(
+        self,
+        policy: TrainablePolicy,
+        config: SupervisedConfig,
+        dataset: Dataset,
+        generator: torch.Generator | None = None,
+    ):
+        self.policy, self.config, self.dataset = policy, config, dataset
+        policy.context_length = config.context_length
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.optimizer = make_optimizer(policy, config.optimizer, config.learning_rate, config.weight_decay)
+        target = -float(policy.action_dim) if config.target_entropy is None else config.target_entropy
+        self.entropy_dual = EntropyDual(config.entropy_coef, target, config.entropy_coef_learning_rate)
+        self.updates = 0
+        self.metrics = Metrics()
+
+    def iterate(self, simulator: Simulator) -> dict[str, float]:  # noqa: ARG002  supervised learning walks nowhere
+        """`updates_per_iteration` gradient steps."""
+        self.metrics.begin()
+        self.policy.train()
+        for _ in range(self.config.updates_per_iteration):
+            self.metrics.add_update(self._step())
+        self.policy.eval()
+        return self.metrics.end()
+
+    def _step(self) -> dict[str, float]:
+        config = self.config
+        windows = self.dataset.sample_windows(config.batch_size, config.context_length, self.generator)
+        noise = torch.randn(windows.raw_actions.shape, generator=self.generator)
+        with torch.random.fork_rng(devices=[]):  # dropout knows only the global generator: seed it from ours
+            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            distribution = self.policy(windows)
+        log_likelihood = masked_mean(distribution.log_prob(windows.raw_actions), windows.mask)
+        entropy = masked_mean(distribution.entropy(noise), windows.mask)
+        self.optimizer.zero_grad()
+        (-log_likelihood - self.entropy_dual.coef * entropy).backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_norm_clip)
+        if not torch.isfinite(norm):
+            raise NumericError(
+                f"the gradient stopped being finite at pretraining update {self.updates}: lower the learning rate"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (self.updates + 1) / max(1, config.warmup_updates))
+        self.optimizer.step()
+        self.entropy_dual.step(entropy)
+        self.updates += 1
+        return {
+            "train/negative_log_likelihood": -log_likelihood.item(),
+            "train/entropy": entropy.item(),
+            "train/entropy_target": self.entropy_dual.target,
+            "train/entropy_coef": self.entropy_dual.coef,
+            "train/grad_norm": norm.item(),
+            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what the next iteration does, except the dataset."""
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "entropy_dual": self.entropy_dual.state_dict(),
+            "updates": self.updates,
+            "generator": self.generator.get_state(),
+            "metrics": self.metrics.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for name in ("policy", "optimizer", "entropy_dual", "metrics"):
+            getattr(self, name).load_state_dict(state[name])
+        self.updates = state["updates"]
+        self.generator.set_state(state["generator"])

@@ -1,0 +1,236 @@
+"""The clipped policy update the paper's methods share: surrogate, KL leash, entropy dual, one gradient step.
+
+Everything below this floor maximises; here it is negated, differentiated and stepped.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from dtune.data.steps import Steps
+from dtune.errors import ConfigError, NumericError
+from dtune.functional.objectives import (
+    clip_fraction,
+    clipped_surrogate,
+    entropy_dual,
+    masked_mean,
+    sequence_ratio,
+    token_ratio,
+)
+from dtune.models.lamb import Lamb
+from dtune.models.policy import TrainablePolicy
+
+Ratio = Literal["sequence", "geometric", "token"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateConfig:
+    """How the policy is moved. Defaults are Table 5's and Table 6's for MuJoCo."""
+
+    optimizer: Literal["lamb", "adamw"] = "lamb"
+    """LAMB moves every tensor by a fixed share of its norm (the paper's); AdamW moves small networks much faster."""
+    learning_rate: float = 5e-5
+    """Step size of the policy. Raising it learns faster and makes ratios and swings larger."""
+    decay_updates: int = 0
+    """Gradient steps over which the learning rate falls linearly to `final_learning_rate`; 0 keeps it constant."""
+    final_learning_rate: float = 0.0
+    """Learning rate after `decay_updates` gradient steps."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay."""
+    grad_norm_clip: float = 0.5
+    """Largest norm of the gradient over all parameters."""
+    ratio: Ratio = "sequence"
+    """Granularity of the importance ratio (Figs. 2c, 2e): the product over a sub-trajectory, its geometric mean
+    (what TRL and verl call "sequence"), or one ratio an action."""
+    clip_range: float = 0.2
+    """How far a ratio may leave 1 before its gradient stops, ε. Raising it lets older data count."""
+    kl_coef: float = 1e-3
+    """Weight of KL(π ‖ reference), β, per step in nats. Raising it slows the policy down."""
+    reference_sync_interval: int = 4
+    """Iterations between copies of the policy into the reference."""
+    entropy_coef: float = 0.2
+    """Initial dual variable of the entropy constraint, κ. Raising it keeps actions more random."""
+    entropy_coef_learning_rate: float = 1e-4
+    """Adam's step size on log κ."""
+    target_entropy: float | None = None
+    """Lower bound on the mean policy entropy, ρ, in nats summed over action dimensions. None: -dim(A)."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "clip_range", "grad_norm_clip", "entropy_coef"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        if self.reference_sync_interval < 1:
+            raise ConfigError(
+                f"reference_sync_interval counts iterations and must be at least 1, got {self.reference_sync_interval}"
+            )
+
+
+class EntropyDual:
+    """The dual variable κ of the constraint H(π) ≥ ρ: it grows while the entropy is below its bound.
+
+    min over κ ≥ 0 of κ (H - ρ), by Adam on log κ.
+    """
+
+    def __init__(self, initial: float, target: float, learning_rate: float):
+        self.target = target
+        self.log_coef = torch.tensor(float(initial)).log().requires_grad_()
+        self.optimizer = torch.optim.Adam([self.log_coef], lr=learning_rate)
+
+    @property
+    def coef(self) -> float:
+        """κ."""
+        return self.log_coef.exp().item()
+
+    def step(self, entropy: Float[Tensor, ""]) -> None:
+        """One step for the entropy now measured, in nats."""
+        self.optimizer.zero_grad()
+        entropy_dual(self.log_coef.exp(), entropy.detach(), self.target).backward()
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """κ and its optimizer."""
+        return {"log_coef": self.log_coef.detach(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.log_coef.data.copy_(state["log_coef"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def make_optimizer(
+    policy: TrainablePolicy, kind: Literal["lamb", "adamw"], learning_rate: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """LAMB or AdamW over all parameters of `policy`."""
+    if kind == "lamb":
+        return Lamb(policy.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay, foreach=True)
+
+
+class ClippedUpdate:
+    """Moves `policy` uphill on Eq. 3 (or Eq. 5, with token ratios), one batch at a time.
+
+    The policy stays in evaluation mode: dropout would make the ratio of unchanged weights differ from 1.
+    """
+
+    def __init__(self, policy: TrainablePolicy, config: UpdateConfig):
+        self.policy, self.config = policy.eval(), config
+        self.reference = deepcopy(policy).requires_grad_(False)
+        self.optimizer = make_optimizer(policy, config.optimizer, config.learning_rate, config.weight_decay)
+        target = -float(policy.action_dim) if config.target_entropy is None else config.target_entropy
+        self.entropy_dual = EntropyDual(config.entropy_coef, target, config.entropy_coef_learning_rate)
+        self.updates = 0
+
+    def step(
+        self,
+        steps: Steps,
+        advantages: Float[Tensor, "batch"] | Float[Tensor, "batch time"],
+        generator: torch.Generator,
+        fresh: Bool[Tensor, "batch"] | None = None,
+    ) -> dict[str, float]:
+        """One gradient step.
+
+        Args:
+            steps: rows of `context_length - 1` steps of history, then the actions to learn from.
+            advantages: one a row (sequence ratios), or one an action (token ratios).
+            generator: draws the one sample a step that estimates the entropy.
+            fresh: rows that the present policy, unchanged, acted in; their ratios ought to be 1.
+
+        Returns:
+            What happened, by metric key.
+
+        Raises:
+            NumericError: if the gradient is not finite; nothing has been changed then.
+        """
+        config = self.config
+        objective, entropy, metrics = self._objective(steps, advantages, generator, fresh)
+        self.optimizer.zero_grad()
+        (-objective - self.entropy_dual.coef * entropy).backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_norm_clip)
+        if not torch.isfinite(norm):
+            raise NumericError(
+                f"the policy's gradient stopped being finite at update {self.updates}: lower the learning rate"
+                " (or the clip range) and go on from the last checkpoint"
+            )
+        metrics["train/learning_rate"] = self._set_learning_rate()
+        self.optimizer.step()
+        self.entropy_dual.step(entropy)
+        self.updates += 1
+        return {**metrics, "train/grad_norm": norm.item(), "train/entropy_coef": self.entropy_dual.coef}
+
+    def _objective(
+        self,
+        steps: Steps,
+        advantages: Tensor,
+        generator: torch.Generator,
+        fresh: Bool[Tensor, "batch"] | None,
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, float]]:
+        """Eq. 3 or 5 without its entropy term; the mean entropy; metrics."""
+        config, context = self.config, self.policy.context_length
+        own = steps.slice_time(context - 1)
+        mask, windows = own.mask, steps.windows(context)
+        distribution = self.policy(windows)[:, -1]
+        with torch.no_grad():
+            reference = self.reference(windows)[:, -1]
+        log_probs = distribution.base_log_prob(own.raw_actions.flatten(0, 1)).view_as(mask)
+        noise = torch.randn(own.raw_actions.shape, generator=generator).flatten(0, 1)
+        entropy = masked_mean(distribution.entropy(noise).view_as(mask), mask)
+        kl = masked_mean(distribution.kl(reference).view_as(mask), mask)
+        if config.ratio == "token":
+            ratio, counted = token_ratio(log_probs, own.log_probs), mask
+            weights = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(ratio)
+            surrogate = masked_mean(clipped_surrogate(ratio, weights, config.clip_range), mask)
+        else:
+            geometric = config.ratio == "geometric"
+            ratio = sequence_ratio(log_probs, own.log_probs, mask, geometric_mean=geometric)
+            counted = torch.ones_like(ratio, dtype=torch.bool)
+            surrogate = clipped_surrogate(ratio, advantages, config.clip_range).mean()
+        metrics = {
+            "train/surrogate": surrogate.item(),
+            "train/ratio_mean": ratio[counted].mean().item(),
+            "train/ratio_max": ratio[counted].max().item(),
+            "train/clip_fraction": clip_fraction(ratio, config.clip_range, counted).item(),
+            "train/kl": kl.item(),
+            "train/entropy": entropy.item(),
+            "train/entropy_target": self.entropy_dual.target,
+        }
+        if fresh is not None and fresh.any():
+            among = counted & (fresh if counted.ndim == 1 else fresh[:, None])
+            metrics["train/fresh_ratio_error"] = (ratio[among] - 1).abs().max().item()
+        return surrogate - config.kl_coef * kl, entropy, metrics
+
+    def _set_learning_rate(self) -> float:
+        """Linear decay over `decay_updates`, by updates done."""
+        config = self.config
+        rate = config.learning_rate
+        if config.decay_updates:
+            share = max(0.0, 1 - self.updates / config.decay_updates)
+            rate = config.final_learning_rate + share * (config.learning_rate - config.final_learning_rate)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def end_iteration(self, iteration: int) -> None:
+        """Copies the policy into the reference after every `reference_sync_interval`-th iteration, counted from 1."""
+        if iteration % self.config.reference_sync_interval == 0:
+            self.reference.load_state_dict(self.policy.state_dict())
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the policy itself."""
+        return {
+            "reference": self.reference.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "entropy_dual": self.entropy_dual.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.reference.load_state_dict(state["reference"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.entropy_dual.load_state_dict(state["entropy_dual"])
+        self.updates = state["updates"]

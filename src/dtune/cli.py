@@ -1,0 +1,196 @@
+"""The command `dtune`: presets as subcommands, every field an option."""
+
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from dtune.errors import ConfigError, DtuneError
+
+# Torch takes a second to import: only where a command needs it, so that `dtune --help` answers at once.
+
+USAGE = """usage: dtune COMMAND ... [--debug]
+
+  dtune demo                          make data, pretrain, finetune with GRPO-DT and PPO-DT, compare (10 minutes)
+  dtune pretrain DATASET              fit a decision transformer to offline data
+  dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/hopper-medium-v2, …
+  dtune evaluate PATH                 judge the policy of a run folder or checkpoint
+
+`dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
+The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
+4 environment, 5 numbers no longer finite, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved)."""
+
+Config = TypeVar("Config")
+Fields = Annotated[Config, tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE)
+        sys.exit(0 if given else 2)
+    try:
+        command = COMMANDS.get(given[0])
+        if command is None:
+            raise ConfigError(f"there is no command {given[0]!r}: choose one of {', '.join(COMMANDS)}")
+        command(given[1:])
+    except DtuneError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"dtune: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone, as `dtune … | head` does
+        sys.stdout = None  # nothing left to flush
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(
+            "dtune: interrupted before it could save; the same command goes on from the last checkpoint",
+            file=sys.stderr,
+        )
+        sys.exit(130)
+
+
+def _parse(kind: type[Config], default: Config, name: str, arguments: list[str]) -> Config:
+    return tyro.cli(kind, default=default, prog=f"dtune {name}", args=arguments, config=(tyro.conf.FlagConversionOff,))
+
+
+def _named(arguments: list[str], what: str, choices: Sequence[str]) -> tuple[str, list[str]]:
+    """Takes the preset's name from the front of the arguments."""
+    if not arguments or arguments[0].startswith("-"):
+        listed = "\n  ".join(choices)
+        print(f"say which {what} first; then come options (add --help to see them). One of:\n  {listed}")
+        sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+    return arguments[0], arguments[1:]
+
+
+def _scale(arguments: list[str]) -> Any:
+    """Looks for --scale ahead of the others, because it decides their defaults."""
+    scale = "paper"
+    for index, argument in enumerate(arguments):
+        if argument == "--scale" and index + 1 < len(arguments):
+            scale = arguments[index + 1]
+        elif argument.startswith("--scale="):
+            scale = argument.partition("=")[2]
+    if scale not in ("paper", "small"):
+        raise ConfigError(f"--scale is paper or small, got {scale!r}")
+    return scale
+
+
+def pretrain(arguments: list[str]) -> None:
+    """`dtune pretrain DATASET`."""
+    from dtune.experiments import presets, run
+
+    name, rest = _named(arguments, "dataset", list(presets.TABLE_6))
+    chosen = _scale(rest)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pretrain:
+        """Fits a decision transformer to offline data; the same command again continues."""
+
+        scale: str = chosen
+        """`paper`: 4 layers of 512, hours on a CPU; `small`: 2 layers of 64, a minute."""
+        out: Path | None = None
+        """Run folder; runs/pretrain/DATASET/SCALE/seedN by default."""
+        data: Path | None = None
+        """D4RL's HDF5 file of the dataset. Random datasets are recorded where none is given."""
+        run: Fields[presets.PretrainConfig] = field(default_factory=lambda: presets.pretraining(name, chosen))
+
+    command = _parse(Pretrain, Pretrain(), f"pretrain {name}", rest)
+    folder = command.out or _pretrained(name, chosen, command.run.seed)
+    _finish(folder, run.pretrain_preset(command.run, folder, command.data))
+
+
+def finetune(arguments: list[str]) -> None:
+    """`dtune finetune METHOD/DATASET`."""
+    from dtune.experiments import presets, run
+
+    choices = [f"{method}/{dataset}" for method in presets.METHODS for dataset in presets.TABLE_6]
+    name, rest = _named(arguments, "method and dataset", choices)
+    method, _, dataset = name.partition("/")
+    chosen = _scale(rest)
+    preset = presets.finetuning(method, dataset, chosen)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Finetune:
+        """Improves a pretrained decision transformer online; the same command again continues."""
+
+        scale: str = chosen
+        """`paper`: the paper's sizes, days on a CPU; `small`: minutes."""
+        out: Path | None = None
+        """Run folder; runs/METHOD/DATASET/SCALE/seedN by default."""
+        policy: Path | None = None
+        """Run folder or checkpoint to start from; where none is given, pretraining comes first."""
+        data: Path | None = None
+        """D4RL's HDF5 file for that pretraining. Random datasets are recorded where none is given."""
+        run: Fields[presets.FinetuneConfig] = field(default_factory=lambda: preset)
+
+    command = _parse(Finetune, Finetune(), f"finetune {name}", rest)
+    start = command.policy
+    if start is None:
+        start = _pretrained(dataset, chosen, 0)
+        run.pretrain_preset(presets.pretraining(dataset, chosen), start, command.data)
+        start = start / "checkpoints" / "last"
+    folder = command.out or Path("runs") / method / dataset / chosen / f"seed{command.run.seed}"
+    _finish(folder, run.finetune_preset(command.run, folder, start))
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`dtune evaluate PATH`."""
+    from dtune.experiments import run
+
+    @dataclass(frozen=True, kw_only=True)
+    class Evaluate:
+        """Judges a policy with mean actions."""
+
+        path: tyro.conf.Positional[Path]
+        """A run folder (its best checkpoint) or a checkpoint."""
+        episodes: int = 20
+        """How many."""
+        return_to_go: float | None = None
+        """Return asked for, in reward units; what the policy was finetuned with by default."""
+        threads: int = 1
+        """CPU threads."""
+
+    command = tyro.cli(Evaluate, prog="dtune evaluate", args=arguments)
+    found = run.evaluate(
+        command.path, episodes=command.episodes, return_to_go=command.return_to_go, threads=command.threads
+    )
+    for key, value in found.items():
+        print(f"{key:26} {value:.2f}" if isinstance(value, float) else f"{key:26} {value}")
+
+
+def demo(arguments: list[str]) -> None:
+    """`dtune demo`."""
+    from dtune.experiments.demo import DemoConfig, run_demo
+
+    run_demo(tyro.cli(DemoConfig, prog="dtune demo", args=arguments))
+
+
+def _pretrained(dataset: str, scale: str, seed: int) -> Path:
+    return Path("runs") / "pretrain" / dataset / scale / f"seed{seed}"
+
+
+def _finish(folder: Path, rows: list[dict[str, float]]) -> None:
+    judged = [row for row in rows if "eval/return" in row]
+    first, last = judged[0], judged[-1]
+    for name, row in (("before", first), ("after", last)):
+        print(
+            f"{name:7} return {row['eval/return']:8.1f} ± {row['eval/return_std']:.1f}"
+            f"   score {row['eval/normalized_score']:6.1f}   length {row['eval/length']:6.1f}"
+        )
+    print(f"run folder: {folder}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": demo,
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+}

@@ -1,0 +1,268 @@
+"""The one loop: iterate, evaluate, record, save; and carry on where a run was cut off."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from dtune.envs.rollout import collect_episodes
+from dtune.envs.simulator import Simulator
+from dtune.envs.tasks import normalized_score
+from dtune.errors import DtuneError, NumericError
+from dtune.experiments import checkpoint
+from dtune.experiments.live import Live
+from dtune.experiments.record import Record, read_rows
+from dtune.models.policy import Policy, TrainablePolicy
+
+EVALUATION_SEED = 1_000_003
+"""Evaluations of a run all start from the same states, so that they can be compared with each other."""
+
+
+class Algorithm(Protocol):
+    """Somebody's idea of learning: one file."""
+
+    policy: TrainablePolicy
+
+    def iterate(self, simulator: Any) -> dict[str, float]:
+        """One iteration; what happened, by metric key."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that decides what the next iteration does, except the simulator."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+class Stopped(DtuneError):
+    """The run was asked to stop; its state is saved and the same command continues it."""
+
+    def __init__(self, message: str, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """How a policy is judged: mean actions, a fixed set of starts."""
+
+    simulator: Simulator
+    """Where."""
+    return_to_go: float
+    """Return asked for, in environment reward units."""
+    episodes: int = 20
+    """How many."""
+    task: str | None = None
+    """Name of a task or dataset with reference scores; None leaves the normalised score out."""
+
+    def __call__(self, policy: Policy) -> dict[str, float]:
+        """Returns, lengths and D4RL-normalised scores by metric key; ± is the deviation over episodes."""
+        generator = torch.Generator().manual_seed(EVALUATION_SEED)
+        walked, faulty = collect_episodes(
+            policy, self.simulator, self.episodes, self.return_to_go, generator, sample=False
+        )
+        if faulty:
+            raise NumericError(
+                f"{faulty} of {self.episodes} evaluation episodes met NaN or a simulator warning: the policy or"
+                " the environment has broken down; the last checkpoint is intact"
+            )
+        returns = walked.returns.numpy()
+        metrics = {"eval/return": returns.mean(), "eval/return_std": returns.std()}
+        if self.task is not None:
+            scores = normalized_score(self.task, returns)
+            metrics |= {"eval/normalized_score": scores.mean(), "eval/normalized_score_std": scores.std()}
+        metrics["eval/length"] = walked.lengths.double().mean().item()
+        return {key: float(value) for key, value in metrics.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long a run lasts, and how often it is judged and saved."""
+
+    iterations: int
+    evaluate_every: int = 10
+    checkpoint_every: int = 10
+
+
+@dataclass
+class _Progress:
+    """What the loop itself has to remember between iterations."""
+
+    iteration: int = 0
+    best: float = -float("inf")
+    best_iteration: int = 0
+    seconds: float = field(default=0.0, compare=False)  # of training, without evaluations; not in checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"iteration": self.iteration, "best": self.best, "best_iteration": self.best_iteration}
+
+
+def train(
+    algorithm: Algorithm,
+    simulator: Simulator | None,
+    schedule: Schedule,
+    *,
+    evaluation: Evaluation | None = None,
+    directory: Path | None = None,
+    documents: Mapping[str, Any] | None = None,
+    title: str = "dtune",
+    quiet: bool = False,
+) -> list[dict[str, float]]:
+    """Runs `algorithm` to the end of `schedule`, from the last checkpoint in `directory` if there is one.
+
+    A stopped or killed run leaves rows and weights that, continued, are byte for byte those of a run never
+    disturbed on the same machine.
+
+    Args:
+        algorithm: who learns.
+        simulator: where; None for supervised learning.
+        schedule: how long, and how often to judge and save.
+        evaluation: how to judge the policy, before the first iteration too; None: not at all.
+        directory: the run folder; None keeps nothing.
+        documents: JSON files to put beside the weights of each checkpoint.
+        title: said on the live line.
+        quiet: print nothing.
+
+    Returns:
+        The rows of `metrics.csv` (of this call only, where there is no directory).
+
+    Raises:
+        NumericError: if a parameter stops being finite; the last good checkpoint is intact.
+        Stopped: after SIGINT or SIGTERM, with the state saved.
+    """
+    with ExitStack() as stack:
+        stop = stack.enter_context(_stop_signals())
+        loop = _Loop(algorithm, simulator, schedule, evaluation, directory, documents or {})
+        live = stack.enter_context(Live(title, schedule.iterations, loop.progress.iteration, quiet=quiet))
+        loop.open(live.say, stack)
+        while loop.progress.iteration < schedule.iterations:
+            live.update(loop.progress.iteration + 1, loop.iterate())
+            if stop:
+                loop.save()
+                name, code = ("Ctrl-C", 130) if stop[0] == signal.SIGINT else ("SIGTERM", 75)
+                raise Stopped(f"stopped by {name} after iteration {loop.progress.iteration}: saved; the same"
+                              " command continues", code)  # fmt: skip
+        return loop.rows()
+
+
+class _Loop:
+    """The state of `train`."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        simulator: Simulator | None,
+        schedule: Schedule,
+        evaluation: Evaluation | None,
+        directory: Path | None,
+        documents: Mapping[str, Any],
+    ):
+        self.algorithm, self.simulator, self.schedule = algorithm, simulator, schedule
+        self.evaluation, self.directory, self.documents = evaluation, directory, documents
+        self.progress, self.saved = _Progress(), 0
+        self.record: Record | None = None
+        self._rows: list[dict[str, float]] = []
+        self._resumed = None if directory is None else checkpoint.load_last(directory)
+        if self._resumed is not None:
+            self.progress = _Progress(**self._resumed.state["progress"])
+            self.algorithm.load_state_dict(self._resumed.state["algorithm"])
+            self.saved = self.progress.iteration
+
+    def open(self, say: Callable[[str], None], stack: ExitStack) -> None:
+        """Opens the record behind the checkpoint continued from, or judges and saves the untrained start."""
+        after = None if self._resumed is None else self._resumed.iteration
+        if self._resumed is not None and self._resumed.warning:
+            say(self._resumed.warning)
+        if self.directory is not None:
+            self.record = stack.enter_context(Record(self.directory, after=after))
+            timed = read_rows(self.directory / "timing.csv") if after else []
+            self.progress.seconds = timed[-1].get("time/seconds", 0.0) if timed else 0.0
+        if after is None:
+            self._append({})
+            self.save()
+        elif after < self.schedule.iterations:
+            say(f"continuing after iteration {after} of {self.schedule.iterations}")
+
+    def iterate(self) -> dict[str, float]:
+        """One iteration, recorded."""
+        began = time.perf_counter()
+        metrics = self.algorithm.iterate(self.simulator)
+        elapsed = time.perf_counter() - began
+        self._check_finite()
+        self.progress.iteration += 1
+        self.progress.seconds += elapsed
+        before = self._rows[-1].get("count/env_steps", 0.0) if self._rows else 0.0
+        timing = {"time/seconds": self.progress.seconds}
+        if self._rows and "count/env_steps" in metrics:
+            timing["time/env_steps_per_second"] = (metrics["count/env_steps"] - before) / elapsed
+        row = self._append({**metrics, **timing})
+        done = self.progress.iteration == self.schedule.iterations
+        if done or self.progress.iteration % self.schedule.checkpoint_every == 0:
+            self.save()
+        return row
+
+    def _append(self, metrics: dict[str, float]) -> dict[str, float]:
+        iteration = self.progress.iteration
+        last = iteration == self.schedule.iterations
+        if self.evaluation is not None and (last or iteration % self.schedule.evaluate_every == 0):
+            metrics = {**metrics, **self.evaluation(self.algorithm.policy)}
+        if self.record is not None:
+            self.record.append(iteration, metrics)
+        self._rows.append({"iteration": iteration, **metrics})
+        if metrics.get("eval/return", -np.inf) > self.progress.best:
+            self.progress.best, self.progress.best_iteration = metrics["eval/return"], iteration
+            if iteration:
+                self.save()
+        return metrics
+
+    def save(self) -> None:
+        """Writes a checkpoint of now, if there is a folder and it does not hold one yet."""
+        now = self.progress.iteration
+        if self.directory is None or (now and self.saved == now):
+            return
+        state = {"algorithm": self.algorithm.state_dict(), "progress": self.progress.state_dict()}
+        best = self.progress.best_iteration == now
+        checkpoint.save(self.directory, now, state, best=best, documents=self.documents)
+        self.saved = now
+
+    def rows(self) -> list[dict[str, float]]:
+        """What was recorded."""
+        return self._rows if self.directory is None else read_rows(self.directory / "metrics.csv")
+
+    def _check_finite(self) -> None:
+        for name, value in self.algorithm.policy.named_parameters():
+            if not torch.isfinite(value).all():
+                raise NumericError(
+                    f"parameter {name} stopped being finite in iteration {self.progress.iteration + 1}: lower the"
+                    " learning rate; the last checkpoint is intact"
+                )
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM instead of dying of them; the second SIGINT interrupts at once."""
+    caught: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+        if number == signal.SIGINT and number in caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # signals reach the main thread only: elsewhere they are its business
+        before = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

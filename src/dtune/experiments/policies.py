@@ -1,0 +1,63 @@
+"""Policies on disk: weights and architecture, without the run they came from."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from dtune.errors import ConfigError
+from dtune.experiments import checkpoint
+from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+
+DOCUMENT = "policy.json"
+
+
+def describe(policy: DecisionTransformer, **about: Any) -> dict[str, Any]:
+    """The JSON document that makes a checkpoint's weights usable alone.
+
+    Args:
+        policy: whose architecture.
+        about: further facts for the reader, such as the dataset and the return to ask for.
+    """
+    config = replace(policy.config, context_length=policy.context_length)
+    return {DOCUMENT: {"kind": "DecisionTransformer", "config": asdict(config), **about}}
+
+
+def load_policy(path: str | Path) -> DecisionTransformer:
+    """Reads a policy from a checkpoint, or from the best checkpoint of a run folder. Executes nothing it reads.
+
+    Raises:
+        ConfigError: if there is no checkpoint at `path`, or not one of a decision transformer.
+        CheckpointError: if a file of it is damaged.
+    """
+    return _read(Path(path))[0]
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What a policy's document says beside its architecture: `dataset`, `return_to_go`, …"""
+    return _read(Path(path))[1]
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint meant by a path: itself, or the best of a run folder.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    for candidate in (path, path / "checkpoints" / "best", path / "best"):
+        if (candidate / DOCUMENT).is_file():
+            return candidate
+    raise ConfigError(f"{path} holds no policy: give a run folder, or one of the folders in its checkpoints/")
+
+
+def _read(path: Path) -> tuple[DecisionTransformer, dict[str, Any]]:
+    directory = find_checkpoint(path)
+    files = checkpoint.verify(directory)
+    about = json.loads(files[DOCUMENT])
+    if about.pop("kind", None) != "DecisionTransformer":
+        raise ConfigError(f"{directory}/{DOCUMENT} does not describe a DecisionTransformer: nothing else is read here")
+    policy = DecisionTransformer(DecisionTransformerConfig(**about.pop("config")))
+    policy.load_state_dict(safetensors.torch.load(files["policy.safetensors"]))
+    return policy, about

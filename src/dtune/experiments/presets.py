@@ -1,0 +1,212 @@
+"""What the paper ran, in the shape of its Tables 5, 6 and 7: hold this file beside the page.
+
+Every number of the paper occurs here once. Scale `paper` is the page; scale `small` learns in minutes on a CPU,
+and each of its departures is listed in `SMALL_*` below.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from dtune.algorithms.grpo import GRPOConfig
+from dtune.algorithms.ppo import PPOConfig
+from dtune.algorithms.supervised import SupervisedConfig
+from dtune.algorithms.update import UpdateConfig
+from dtune.errors import ConfigError
+
+Scale = Literal["paper", "small"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Size of the decision transformer (Table 5)."""
+
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads a block; must divide `width`."""
+    width: int = 512
+    """Embedding dimension."""
+    dropout: float = 0.1
+    """Share dropped in pretraining; finetuning drops nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """A pretraining run."""
+
+    dataset: str
+    """Name of the dataset."""
+    seed: int = 0
+    """Of the one generator everything random is drawn from."""
+    iterations: int = 20
+    """Iterations of `algorithm.updates_per_iteration` gradient steps."""
+    random_episodes: int = 1000
+    """Episodes recorded where the dataset is a random one and no file is given."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """Size of the network."""
+    algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
+    """How it is fitted."""
+    return_to_go: float = 7200.0
+    """Return asked for when the result is evaluated, in environment reward units."""
+    evaluation_episodes: int = 20
+    """Episodes the result is evaluated on, with mean actions."""
+    threads: int = 1
+    """CPU threads for the physics, and for the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """A finetuning run."""
+
+    dataset: str
+    """Name of the dataset the policy was pretrained on; it decides the task."""
+    seed: int = 0
+    """Of the one generator everything random is drawn from."""
+    iterations: int = 500
+    """Iterations of the algorithm, T."""
+    algorithm: GRPOConfig | PPOConfig
+    """Which method, and its hyperparameters."""
+    evaluate_every: int = 10
+    """Iterations between evaluations; the last iteration is always evaluated."""
+    evaluation_episodes: int = 20
+    """Episodes an evaluation, with mean actions, asking for the algorithm's `return_to_go`."""
+    checkpoint_every: int = 10
+    """Iterations between checkpoints; the most that a power cut loses."""
+    threads: int = 1
+    """CPU threads for the physics, and for the network."""
+
+
+# --- Table 6: GRPO-DT ------------------------------------------------------------------------------------------
+
+
+def _grpo(
+    n_batch: int, c_offline: int, c_online: int, g_online: float, L_traj: int, L_eval: int, gamma: float,
+    epsilon: float, delta_r: float, lr_policy: float, kappa_initial: float,
+) -> tuple[int, GRPOConfig]:  # fmt: skip
+    """A row of Table 6; Table 5 and App. B.1 are the defaults of the two classes."""
+    update = UpdateConfig(learning_rate=lr_policy, clip_range=epsilon, entropy_coef=kappa_initial)
+    return c_offline, GRPOConfig(
+        batch_size=n_batch, context_length=c_online, return_to_go=g_online, subtrajectory_length=L_traj,
+        lookahead_length=L_eval, gamma=gamma, return_margin=delta_r, update=update,
+    )  # fmt: skip
+
+
+# fmt: off
+TABLE_6 = {
+    #                               n_batch c_off c_on g_online L_traj L_eval    γ    ε  Δ_r    lr     κ
+    "hopper-medium-v2":          _grpo(256, 20, 1,  7200, 15, 400, 0.995, 0.2, 2.0, 5e-5, 0.20),
+    "hopper-medium-replay-v2":   _grpo(256, 20, 1,  7200, 15, 400, 0.995, 0.2, 2.0, 5e-5, 0.20),
+    "hopper-random-v2":          _grpo(256, 20, 1,  7200, 15, 400, 0.995, 0.2, 2.0, 5e-5, 0.20),
+    "walker2d-medium-v2":        _grpo(256, 20, 1, 10000, 15, 400, 0.995, 0.3, 2.0, 5e-5, 0.04),
+    "walker2d-medium-replay-v2": _grpo(256, 20, 1, 10000, 15, 400, 0.995, 0.3, 2.0, 5e-5, 0.04),
+    "walker2d-random-v2":        _grpo(256, 20, 1, 10000, 15, 400, 0.995, 0.3, 2.0, 5e-5, 0.20),
+    "ant-medium-v2":             _grpo(256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-5, 0.04),
+    "ant-medium-replay-v2":      _grpo(256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-5, 0.04),
+    "ant-random-v2":             _grpo(256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-5, 0.20),
+}
+# fmt: on
+
+
+# --- Table 7: PPO-DT -------------------------------------------------------------------------------------------
+
+
+def _ppo(
+    n_batch: int, c_offline: int, c_online: int, g_online: float, K_ppo: int, lr_policy: float, lr_value: float,
+    kappa_initial: float,
+) -> tuple[int, PPOConfig]:  # fmt: skip
+    """A row of Table 7; its caption and Table 5 are the defaults of the two classes."""
+    update = UpdateConfig(ratio="token", learning_rate=lr_policy, clip_range=0.2, entropy_coef=kappa_initial)
+    return c_offline, PPOConfig(
+        batch_size=n_batch, context_length=c_online, return_to_go=g_online, episodes_per_iteration=K_ppo,
+        replay_capacity=4 * K_ppo, value_learning_rate=lr_value, update=update,
+    )  # fmt: skip
+
+
+# fmt: off
+TABLE_7 = {
+    #                              n_batch c_off c_on g_online K_ppo   lr  lr_value  κ
+    "hopper-medium-v2":          _ppo(256, 20, 1,  7200, 8, 5e-5, 1e-3, 0.02),
+    "hopper-medium-replay-v2":   _ppo(256, 20, 1,  7200, 8, 5e-5, 1e-3, 0.02),
+    "hopper-random-v2":          _ppo(256, 20, 1,  7200, 8, 5e-5, 1e-3, 0.04),
+    "walker2d-medium-v2":        _ppo(256, 20, 1, 10000, 8, 5e-5, 1e-3, 0.02),
+    "walker2d-medium-replay-v2": _ppo(256, 20, 1, 10000, 8, 5e-5, 1e-3, 0.02),
+    "walker2d-random-v2":        _ppo(256, 20, 1, 10000, 8, 5e-5, 1e-3, 0.20),
+    "ant-medium-v2":             _ppo(256, 20, 1, 12000, 8, 5e-5, 1e-3, 0.02),
+    "ant-medium-replay-v2":      _ppo(256, 20, 1, 12000, 8, 5e-5, 1e-3, 0.02),
+    "ant-random-v2":             _ppo(256, 20, 1, 12000, 8, 5e-5, 1e-3, 0.02),
+}
+# fmt: on
+
+
+# --- Pretraining: Table 5, with the learning rates and lengths of Yan et al. (2024), Table 9 ----------------------
+
+_PRETRAINING = {"hopper": (1e-4, 5_000), "walker2d": (1e-3, 10_000), "ant": (1e-3, 5_000)}
+"""Learning rate and gradient steps, by the first word of the dataset's name."""
+
+# --- Scale `small`: what departs from the page so that a CPU learns in minutes ------------------------------------
+
+SMALL_MODEL = ModelConfig(layers=2, width=64)
+
+
+def _small_pretraining(config: SupervisedConfig) -> SupervisedConfig:
+    return replace(
+        config, optimizer="adamw", learning_rate=1e-3, warmup_updates=100, batch_size=64, updates_per_iteration=50
+    )
+
+
+def _small_grpo(config: GRPOConfig) -> GRPOConfig:
+    return replace(
+        config, reset_trajectories=8, reset_points=1, subtrajectory_length=10, lookahead_length=250,
+        return_margin=0.0, subtrajectory_capacity=512, batch_size=128, passes=2,
+        update=replace(config.update, optimizer="adamw", learning_rate=3e-4, clip_range=0.3, entropy_coef=0.01),
+    )  # fmt: skip
+
+
+def _small_ppo(config: PPOConfig) -> PPOConfig:
+    update = replace(config.update, optimizer="adamw", learning_rate=3e-4, entropy_coef=0.01)
+    return replace(config, updates_per_iteration=20, value_scale=100.0, update=update)
+
+
+METHODS = ("grpo", "ppo")
+
+
+def pretraining(dataset: str, scale: Scale) -> PretrainConfig:
+    """The pretraining run of a dataset.
+
+    Raises:
+        ConfigError: if there is no preset for it.
+    """
+    c_offline, grpo = _row(TABLE_6, dataset)
+    rate, updates = _PRETRAINING[dataset.split("-")[0]]
+    algorithm = SupervisedConfig(context_length=c_offline, learning_rate=rate)
+    config = PretrainConfig(
+        dataset=dataset,
+        iterations=updates // algorithm.updates_per_iteration,
+        algorithm=algorithm,
+        return_to_go=grpo.return_to_go,
+    )
+    if scale == "paper":
+        return config
+    return replace(config, model=SMALL_MODEL, algorithm=_small_pretraining(algorithm), iterations=8)
+
+
+def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
+    """The finetuning run of a method on a dataset.
+
+    Raises:
+        ConfigError: if there is no such method, or no preset for the dataset.
+    """
+    if method not in METHODS:
+        raise ConfigError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
+    _, config = _row(TABLE_6 if method == "grpo" else TABLE_7, dataset)
+    if scale == "paper":
+        return FinetuneConfig(dataset=dataset, algorithm=config)
+    if isinstance(config, GRPOConfig):
+        return FinetuneConfig(dataset=dataset, algorithm=_small_grpo(config), iterations=300)
+    return FinetuneConfig(dataset=dataset, algorithm=_small_ppo(config), iterations=500)
+
+
+def _row(table: dict, dataset: str) -> tuple:
+    if dataset not in table:
+        raise ConfigError(f"there is no preset for {dataset!r}: choose one of {', '.join(table)}")
+    return table[dataset]

@@ -1,0 +1,220 @@
+"""Pretraining, finetuning and evaluating: presets and files on one side, the loop on the other."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dtune.algorithms.grpo import GRPO, GRPOConfig
+from dtune.algorithms.ppo import PPO, PPOConfig
+from dtune.algorithms.supervised import Supervised
+from dtune.data.datasets import check_fits, drop_lowest_return
+from dtune.data.generate import record_random
+from dtune.data.hdf5 import read_hdf5, write_hdf5
+from dtune.envs.simulator import Simulator
+from dtune.envs.tasks import make_simulator, task_info
+from dtune.errors import ConfigError, DataError
+from dtune.experiments.folder import locked, settle_config, write_meta
+from dtune.experiments.loop import Algorithm, Evaluation, Schedule, train
+from dtune.experiments.policies import describe, find_checkpoint, load_policy, read_about
+from dtune.experiments.presets import FinetuneConfig, PretrainConfig
+from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+
+ALGORITHMS: dict[type, Callable[..., Algorithm]] = {GRPOConfig: GRPO, PPOConfig: PPO}
+
+Rows = list[dict[str, float]]
+
+
+def finetune(
+    algorithm: Algorithm,
+    simulator: Simulator,
+    *,
+    iterations: int,
+    directory: str | Path | None = None,
+    return_to_go: float | None = None,
+    evaluate_every: int = 10,
+    evaluation_episodes: int = 20,
+    task: str | None = None,
+    quiet: bool = False,
+) -> Rows:
+    """Improves `algorithm.policy` in place.
+
+    Args:
+        algorithm: a `GRPO`, a `PPO`, or anything with `policy`, `iterate`, `state_dict` and `load_state_dict`.
+        simulator: where it learns.
+        iterations: how long, counted from the beginning of the run.
+        directory: a run folder for metrics and checkpoints; called again with the same one, the run continues.
+        return_to_go: return asked for in evaluations; the algorithm's own where None.
+        evaluate_every: iterations between evaluations.
+        evaluation_episodes: episodes an evaluation.
+        task: name of a task or dataset with reference scores, for normalised scores.
+        quiet: print nothing.
+
+    Returns:
+        One row an iteration, by metric key; the first is the evaluation before any learning.
+    """
+    goal = algorithm.config.return_to_go if return_to_go is None else return_to_go  # type: ignore[attr-defined]
+    evaluation = Evaluation(simulator=simulator, return_to_go=goal, episodes=evaluation_episodes, task=task)
+    schedule = Schedule(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=evaluate_every)
+    documents = (
+        describe(algorithm.policy, return_to_go=goal) if isinstance(algorithm.policy, DecisionTransformer) else {}
+    )
+    folder = None if directory is None else Path(directory)
+    return train(
+        algorithm,
+        simulator,
+        schedule,
+        evaluation=evaluation,
+        directory=folder,
+        documents=documents,
+        quiet=quiet,
+    )
+
+
+def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None = None) -> Rows:
+    """Runs a pretraining preset in `directory`, or continues it there.
+
+    Args:
+        config: what to run.
+        directory: the run folder.
+        data: the dataset's file; a random dataset is recorded where None.
+
+    Raises:
+        DataError: if there are no data, or data that do not fit the task.
+        ConfigError: if the folder holds a run with other settings.
+    """
+    torch.set_num_threads(config.threads)
+    with locked(directory):
+        settle_config(directory, config, may_change=("iterations", "threads"))
+        info = task_info(config.dataset)
+        path = data or find_data(config)
+        say = write_meta(directory, dataset=path)
+        dataset = read_hdf5(path)
+        check_fits(dataset, info.observation_dim, info.action_dim)
+        generator = torch.Generator().manual_seed(config.seed)
+        policy = DecisionTransformer(
+            DecisionTransformerConfig(
+                observation_dim=info.observation_dim,
+                action_dim=info.action_dim,
+                context_length=config.algorithm.context_length,
+                return_scale=info.return_scale,
+                **vars(config.model),
+            ),
+            generator,
+        )
+        policy.set_statistics(*dataset.observation_statistics())
+        algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
+        return _train(config, algorithm, directory, f"pretrain {config.dataset}", say, config.iterations)
+
+
+def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Rows:
+    """Runs a finetuning preset in `directory`, from the policy at `policy`, or continues it there.
+
+    Raises:
+        ConfigError: if the folder holds a run with other settings, or the policy does not fit the task.
+    """
+    torch.set_num_threads(config.threads)
+    with locked(directory):
+        start = find_checkpoint(policy)
+        settle_config(directory, config, may_change=("iterations", "threads"))
+        say = write_meta(directory, dataset=start)
+        info = task_info(config.dataset)
+        network = load_policy(start)
+        sizes = (network.config.observation_dim, network.config.action_dim)
+        if sizes != (info.observation_dim, info.action_dim):
+            raise ConfigError(
+                f"{start} observes {sizes[0]} numbers and acts with {sizes[1]}, but {info.name} has"
+                f" {info.observation_dim} and {info.action_dim}: give a policy pretrained for {info.name}"
+            )
+        generator = torch.Generator().manual_seed(config.seed)
+        algorithm = ALGORITHMS[type(config.algorithm)](network, config.algorithm, generator)
+        title = f"{type(algorithm).__name__}-DT {config.dataset}"
+        return _train(config, algorithm, directory, title, say, config.evaluate_every)
+
+
+def _train(
+    config: PretrainConfig | FinetuneConfig,
+    algorithm: Algorithm,
+    directory: Path,
+    title: str,
+    say: str | None,
+    evaluate_every: int,
+) -> Rows:
+    if say:
+        print(say, flush=True)
+    simulator = make_simulator(config.dataset, config.threads)
+    goal = config.return_to_go if isinstance(config, PretrainConfig) else config.algorithm.return_to_go
+    assert isinstance(algorithm.policy, DecisionTransformer)
+    return train(
+        algorithm,
+        simulator,
+        Schedule(
+            iterations=config.iterations,
+            evaluate_every=evaluate_every,
+            checkpoint_every=config.checkpoint_every if isinstance(config, FinetuneConfig) else 4,
+        ),
+        evaluation=Evaluation(
+            simulator=simulator, return_to_go=goal, episodes=config.evaluation_episodes, task=config.dataset
+        ),
+        directory=directory,
+        documents=describe(algorithm.policy, dataset=config.dataset, return_to_go=goal, seed=config.seed),
+        title=title,
+    )
+
+
+def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = None, threads: int = 1) -> dict[str, Any]:
+    """Judges the policy at `path` on the task it was made for.
+
+    Args:
+        path: a run folder (its best checkpoint) or a checkpoint.
+        episodes: how many, with mean actions.
+        return_to_go: return asked for; what the policy was finetuned with where None.
+        threads: CPU threads.
+
+    Returns:
+        Metrics by key, and `dataset`, `return_to_go`, `checkpoint`.
+    """
+    if episodes < 1:
+        raise ConfigError(f"episodes must be at least 1, got {episodes}")
+    torch.set_num_threads(threads)
+    directory = find_checkpoint(path).resolve()
+    policy, about = load_policy(directory), read_about(directory)
+    if "dataset" not in about:
+        raise ConfigError(f"{directory} does not say which task its policy is for: evaluate it from Python")
+    goal = about["return_to_go"] if return_to_go is None else return_to_go
+    simulator = make_simulator(about["dataset"], threads)
+    judge = Evaluation(simulator=simulator, return_to_go=goal, episodes=episodes, task=about["dataset"])
+    return {
+        "checkpoint": str(directory),
+        "dataset": about["dataset"],
+        "return_to_go": goal,
+        "context_length": policy.context_length,
+        **judge(policy),
+    }
+
+
+def find_data(config: PretrainConfig) -> Path:
+    """The file of a dataset in the data folder ($DTUNE_DATA, or ~/.dtune/datasets); random ones are recorded there.
+
+    Raises:
+        DataError: if it is not there.
+    """
+    folder = Path(os.environ.get("DTUNE_DATA", "~/.dtune/datasets")).expanduser()
+    task, _, kind = config.dataset.partition("-")
+    if not kind.startswith("random"):
+        path = folder / f"{config.dataset}.hdf5"
+        if not path.is_file():
+            raise DataError(
+                f"{path} is not there: put D4RL's file of {config.dataset} there, or name it with --data PATH"
+            )
+        return path
+    path = folder / f"{config.dataset}.{config.random_episodes}-episodes.seed{config.seed}.hdf5"
+    if not path.is_file():
+        print(f"recording {config.random_episodes:,} random episodes of {task} in {path}", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        generator = torch.Generator().manual_seed(config.seed)
+        simulator = make_simulator(task, config.threads)
+        write_hdf5(path, record_random(simulator, episodes=config.random_episodes, generator=generator))
+    return path

@@ -1,0 +1,166 @@
+"""The decision transformer of Zheng et al. (2022), with this paper's changes (Table 5): SiLU, no positions.
+
+One step is three tokens, (gₕ, sₕ, aₕ); the action is read off the state token. Whatever the network needs to know
+about units lives in it: observations come in as the simulator gives them, returns in environment reward units.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from dtune.data.steps import Steps
+from dtune.errors import ConfigError
+from dtune.models.distributions import TanhNormal
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionTransformerConfig:
+    """The shape of a decision transformer. Defaults are the paper's (Table 5)."""
+
+    observation_dim: int
+    """Numbers in an observation."""
+    action_dim: int
+    """Numbers in an action, each in (-1, 1)."""
+    context_length: int = 20
+    """Steps of history read, the current one included, c. Pretraining and finetuning may differ."""
+    layers: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads a block; must divide `width`."""
+    width: int = 512
+    """Embedding dimension."""
+    dropout: float = 0.1
+    """Probability of dropping, in training mode only: embeddings, attention weights, both residual branches."""
+    return_scale: float = 0.001
+    """Factor from reward units to the network's return token."""
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads:
+            raise ConfigError(
+                f"width must be a multiple of heads, got {self.width} and {self.heads}: change one of them"
+            )
+        if self.context_length < 1:
+            raise ConfigError(f"context_length must be at least 1 (the current step), got {self.context_length}")
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int, dropout: float):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.drop = nn.Dropout(dropout)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], visible: Bool[Tensor, "batch 1 tokens tokens"] | None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Each token attends to the tokens `visible` to it; None: itself and all before it."""
+        batch, tokens, width = x.shape
+        qkv = self.qkv(self.norm_attention(x)).view(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, N, 3, H, D) -> 3 of (B, H, N, D)
+        attended = scaled_dot_product_attention(
+            query, key, value, visible, self.dropout if self.training else 0.0, is_causal=visible is None
+        )
+        x = x + self.drop(self.project(attended.transpose(1, 2).reshape(batch, tokens, width)))
+        return x + self.drop(self.contract(silu(self.expand(self.norm_mlp(x)))))
+
+
+class DecisionTransformer(nn.Module):
+    """A `Policy`: predicts an action from the returns asked for, the observations and the actions before it.
+
+    Attributes:
+        context_length: steps of history it is given; may be changed between pretraining and finetuning, because
+            there are no position embeddings.
+        observation_mean, observation_std: `[obs]`, of the offline data; set once with `set_statistics`.
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(self, config: DecisionTransformerConfig, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = config
+        self.context_length, self.action_dim = config.context_length, config.action_dim
+        width = config.width
+        self.embed_return = nn.Linear(1, width)
+        self.embed_observation = nn.Linear(config.observation_dim, width)
+        self.embed_action = nn.Linear(config.action_dim, width)
+        self.norm_embedding, self.norm_final = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.head_mean, self.head_log_std = (
+            nn.Linear(width, config.action_dim),
+            nn.Linear(width, config.action_dim),
+        )
+        self.drop = nn.Dropout(config.dropout)
+        self.register_buffer("observation_mean", torch.zeros(config.observation_dim))
+        self.register_buffer("observation_std", torch.ones(config.observation_dim))
+        self._initialise(generator or torch.Generator().manual_seed(0))
+        self.eval()
+
+    @torch.no_grad()
+    def _initialise(self, generator: torch.Generator) -> None:
+        """Blocks N(0, 0.02) without bias, heads orthogonal, embeddings uniform in ±1/√fan_in, bias included.
+
+        The bias of `embed_return` must not be zero: the LayerNorm behind it would then leave only the sign of g.
+        """
+        for embedding in (self.embed_return, self.embed_observation, self.embed_action):
+            bound = embedding.in_features**-0.5
+            embedding.weight.uniform_(-bound, bound, generator=generator)
+            embedding.bias.uniform_(-bound, bound, generator=generator)
+        for block in self.blocks:
+            for linear in (m for m in block.modules() if isinstance(m, nn.Linear)):
+                linear.weight.normal_(0.0, 0.02, generator=generator)
+                linear.bias.zero_()
+        for head in (self.head_mean, self.head_log_std):
+            nn.init.orthogonal_(head.weight, generator=generator)
+            head.bias.zero_()
+
+    def set_statistics(self, mean: Float[Tensor, "obs"], std: Float[Tensor, "obs"]) -> None:
+        """Fixes how observations are normalised: (s - mean) / std."""
+        self.observation_mean.copy_(mean)
+        self.observation_std.copy_(std)
+
+    def forward(self, context: Steps) -> TanhNormal:
+        """π(aₕ | context up to gₕ, sₕ) at every step of the window: `[batch, time, action]`.
+
+        The last step's action is never read, so its token is left out: at context 1, two tokens are exact.
+        """
+        x = self.drop(self.norm_embedding(self._embed(context)))
+        visible = None if context.mask.shape[1] == 1 else self._visible(context.mask)
+        for block in self.blocks:
+            x = block(x, visible)
+        states = self.norm_final(x[:, 1::3])
+        log_std = self.head_log_std(states).tanh()  # squashed into [LOG_STD_MIN, LOG_STD_MAX]
+        log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std + 1)
+        return TanhNormal(self.head_mean(states), log_std.exp())
+
+    def _embed(self, context: Steps) -> Float[Tensor, "batch tokens width"]:
+        """Tokens g₀ s₀ a₀ g₁ s₁ a₁ … g s, before normalisation."""
+        returns = self.embed_return(context.returns_to_go[..., None] * self.config.return_scale)
+        normalised = (context.observations - self.observation_mean) / self.observation_std
+        observations = self.embed_observation(normalised)
+        if context.mask.shape[1] == 1:
+            return torch.cat([returns, observations], 1)
+        actions = self.embed_action(context.actions)
+        return torch.stack([returns, observations, actions], 2).flatten(1, 2)[:, :-1]  # (B, T, 3, D) -> (B, 3T-1, D)
+
+    def _visible(self, mask: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch 1 tokens tokens"]:
+        """Tokens see themselves and earlier ones, but no padding."""
+        valid = mask.repeat_interleave(3, 1)[:, :-1]
+        causal = torch.ones(valid.shape[1], valid.shape[1], dtype=torch.bool, device=mask.device).tril()
+        itself = torch.eye(valid.shape[1], dtype=torch.bool, device=mask.device)  # else padding rows would be NaN
+        return ((causal & valid[:, None, :]) | itself)[:, None]
+
+    def next_return_to_go(
+        self, returns_to_go: Float[Tensor, "batch"], rewards: Float[Tensor, "batch"]
+    ) -> Float[Tensor, "batch"]:
+        """What is still to be earned: gₕ₊₁ = gₕ - rₕ. Not clipped; negative once more was earned than asked for."""
+        return returns_to_go - rewards
