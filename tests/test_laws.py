@@ -65,9 +65,7 @@ def test_the_law_sees(code):
     assert broken_laws(ast.parse(f"def f():\n    {code}"))
 
 
-@pytest.mark.parametrize(
-    "code", ["policy.eval()", "torch.load(f, weights_only=True)", "safetensors.torch.load(b)"]
-)
+@pytest.mark.parametrize("code", ["policy.eval()", "torch.load(f, weights_only=True)", "safetensors.torch.load(b)"])
 def test_the_law_lets_pass(code):
     assert not broken_laws(ast.parse(code))
 

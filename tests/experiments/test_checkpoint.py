@@ -55,9 +55,7 @@ def test_a_state_without_a_policy_must_say_so(tmp_path):
 
 def test_the_manifest_is_what_sha256sum_reads(tmp_path):
     path = save(tmp_path, 1, make_state())
-    subprocess.run(
-        ["sha256sum", "--check", "--strict", "MANIFEST.sha256"], cwd=path, check=True, capture_output=True
-    )
+    subprocess.run(["sha256sum", "--check", "--strict", "MANIFEST.sha256"], cwd=path, check=True, capture_output=True)
 
 
 def test_damage_anywhere_is_never_loaded(tmp_path):
@@ -103,9 +101,7 @@ def reseal(path: Path) -> None:
 def test_an_unknown_format_names_both_versions(tmp_path):
     path = save(tmp_path, 1, make_state())
     forge(path, version=99)
-    with pytest.raises(
-        CheckpointError, match=r"format 99 and this dtune reads 1.*version of dtune that wrote it"
-    ):
+    with pytest.raises(CheckpointError, match=r"format 99 and this dtune reads 1.*version of dtune that wrote it"):
         load(path)
 
 

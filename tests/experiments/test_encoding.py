@@ -35,9 +35,7 @@ def test_what_cannot_be_stored_is_refused_with_its_path(value):
         encode({"here": [value]})
 
 
-@pytest.mark.parametrize(
-    "state", [{"$tensor": "x"}, {"$tuple": [1]}, {"$items": {}, "a": 1}, {"": {"$": None}}]
-)
+@pytest.mark.parametrize("state", [{"$tensor": "x"}, {"$tuple": [1]}, {"$items": {}, "a": 1}, {"": {"$": None}}])
 def test_a_key_that_looks_like_a_tag_is_a_key(state):
     assert same(decode(*encode(state)), state)
 

@@ -70,9 +70,7 @@ def test_a_field_that_may_change_is_rewritten(tmp_path):
     settle_config(tmp_path, Outer(iterations=200), may_change={"iterations"})
     assert read_config(tmp_path)["iterations"] == 200
     with pytest.raises(ConfigError, match="group_size"):
-        settle_config(
-            tmp_path, Outer(iterations=300, algorithm=Inner(group_size=1)), may_change={"iterations"}
-        )
+        settle_config(tmp_path, Outer(iterations=300, algorithm=Inner(group_size=1)), may_change={"iterations"})
     assert read_config(tmp_path)["iterations"] == 200
 
 

@@ -80,9 +80,7 @@ def test_a_new_key_becomes_a_column_empty_in_the_rows_before(tmp_path):
 def test_given_columns_are_the_only_ones(tmp_path):
     with Record(tmp_path, ["a"], tensorboard=False) as rows:
         rows.append(1, {"a": 1.0})
-        with pytest.raises(
-            DtuneError, match=r"iteration 2 reports b, for which .*metrics\.csv has no column"
-        ):
+        with pytest.raises(DtuneError, match=r"iteration 2 reports b, for which .*metrics\.csv has no column"):
             rows.append(2, {"a": 1.0, "b": 2.0})
         with pytest.raises(DtuneError, match=r"time/x.*timing\.csv"):
             rows.append(2, {"a": 1.0, "time/x": 2.0})

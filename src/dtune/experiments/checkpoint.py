@@ -188,13 +188,9 @@ def _serialise(
     files = {name: _json(content) for name, content in documents.items()}
     if policy is not None:
         prefix = policy + "/"
-        weights = {
-            name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)
-        }
+        weights = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         if not weights:
-            raise TypeError(
-                f"the state has no tensors under {policy!r}: say where the policy is, or policy=None."
-            )
+            raise TypeError(f"the state has no tensors under {policy!r}: say where the policy is, or policy=None.")
         files["policy.safetensors"] = safetensors.torch.save(weights)
     files["tensors.safetensors"] = safetensors.torch.save(tensors)
     files["state.json"] = _json(header | {"state": document})

@@ -135,9 +135,7 @@ def plain(config: Any) -> Any:
     return config if config is None or isinstance(config, bool | int | str) else str(config)
 
 
-def write_meta(
-    directory: Path, *, dataset: Path | None = None, command: Sequence[str] | None = None
-) -> str | None:
+def write_meta(directory: Path, *, dataset: Path | None = None, command: Sequence[str] | None = None) -> str | None:
     """Writes `meta.json`: with what, from what and when the run was made; a continued run is added to it.
 
     Args:
@@ -180,9 +178,7 @@ def sha256(path: Path) -> str:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         files = sorted(file for file in path.rglob("*") if file.is_file())
     except OSError as error:
-        raise DataError(
-            f"{path} cannot be read ({error.strerror}): check the path and its permissions."
-        ) from error
+        raise DataError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
     lines = [f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

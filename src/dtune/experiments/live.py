@@ -72,9 +72,7 @@ class Live:
         self._began = clock()
         self._printed_at = -math.inf
         self._iteration = start
-        self._metrics: dict[
-            str, int | float
-        ] = {}  # the newest of each: evaluations are rarer than iterations
+        self._metrics: dict[str, int | float] = {}  # the newest of each: evaluations are rarer than iterations
         self._pending: str | None = None
         self._panel: RichLive | None = None
 

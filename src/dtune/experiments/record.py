@@ -218,9 +218,7 @@ def _csv(lines: list[list[str]]) -> bytes:
 
 
 def _whole_lines(path: Path) -> list[list[str]]:
-    text = path.read_bytes().decode(
-        "utf-8", "replace"
-    )  # a strange byte becomes a strange cell, which is refused
+    text = path.read_bytes().decode("utf-8", "replace")  # a strange byte becomes a strange cell, which is refused
     return list(csv.reader(text.split("\n")[:-1]))
 
 
