@@ -1,7 +1,7 @@
 """What a decision transformer must offer to be finetuned."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -64,15 +64,15 @@ class TrainablePolicy(Policy, Protocol):
         """The same, by name."""
         ...
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "TrainablePolicy":
         """Turns dropout on."""
         ...
 
-    def eval(self) -> Self:
+    def eval(self) -> "TrainablePolicy":
         """Turns dropout off, as it must be whenever actions are drawn or ratios computed."""
         ...
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
+    def requires_grad_(self, requires_grad: bool = True) -> "TrainablePolicy":
         """Whether gradients reach the parameters."""
         ...
 
