@@ -47,7 +47,7 @@ class Steps:
 
         def take(x: Tensor) -> Tensor:
             taken = x[rows[:, None], index.clamp(min=0)]
-            return taken * inside.view(*inside.shape, *[1] * (taken.ndim - 2)).to(taken.dtype)
+            return taken.masked_fill(~inside.view(*inside.shape, *[1] * (taken.ndim - 2)), 0)
 
         return self.map(take)
 
