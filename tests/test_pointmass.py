@@ -5,30 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from draws import draw_steps, seeded
 from pointmass import PointMass, TinyPolicy
 
-from dtune.data.steps import Steps
 from dtune.envs.simulator import Restorable
 from dtune.models.policy import TrainablePolicy
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
-def window(rows, length, seed=0):
-    generator = seeded(seed)
-    raw = torch.randn(rows, length, 2, generator=generator)
-    return Steps(
-        observations=torch.randn(rows, length, 2, generator=generator),
-        raw_actions=raw,
-        actions=raw.tanh(),
-        rewards=torch.randn(rows, length, generator=generator),
-        returns_to_go=10 * torch.randn(rows, length, generator=generator),
-        log_probs=torch.randn(rows, length, generator=generator),
-        timesteps=torch.arange(length).expand(rows, -1),
-        mask=torch.ones(rows, length, dtype=torch.bool),
-    )
 
 
 def test_they_are_what_the_library_asks_for():
@@ -84,7 +65,7 @@ def test_nan_in_an_action_breaks_its_row_alone():
 
 
 def test_the_policy_sees_its_past_alone_and_no_padding():
-    policy, context = TinyPolicy(4), window(6, 4)
+    policy, context = TinyPolicy(4), draw_steps(6, 4)
     everything = policy(context)
     for time in range(1, 4):
         later = context.map(lambda x, time=time: torch.cat([x[:, :time], torch.zeros_like(x[:, time:])], 1))
@@ -109,5 +90,5 @@ def noisy_last(context):
 
 def test_the_seed_decides_the_policy():
     one, same, other = TinyPolicy(seed=1), TinyPolicy(seed=1), TinyPolicy(seed=2)
-    assert torch.equal(one(window(2, 1)).mean, same(window(2, 1)).mean)
-    assert not torch.equal(one(window(2, 1)).mean, other(window(2, 1)).mean)
+    assert torch.equal(one(draw_steps(2, 1)).mean, same(draw_steps(2, 1)).mean)
+    assert not torch.equal(one(draw_steps(2, 1)).mean, other(draw_steps(2, 1)).mean)

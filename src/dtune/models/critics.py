@@ -39,7 +39,7 @@ class ValueNetwork(nn.Module):
         for before, after in pairwise(sizes):
             norm = [nn.LayerNorm(after, elementwise_affine=False)] if layer_norm else []
             hidden += [nn.Linear(before, after), *norm, nn.SiLU()]
-        self.net = nn.Sequential(*hidden, nn.Linear(width, 1))
+        self.net = nn.Sequential(*hidden, nn.Linear(sizes[-1], 1))
 
     def set_statistics(self, observations: Float[Tensor, "steps obs"]) -> None:
         """Fixes the normalisation to the mean and deviation of some observations; constant ones keep their unit."""
