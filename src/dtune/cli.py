@@ -1,9 +1,12 @@
 """The command `dtune`: presets as subcommands, every field an option."""
 
+import contextlib
+import io
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -22,10 +25,11 @@ USAGE = """usage: dtune COMMAND ... [--debug]
 
 `dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
 The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
-4 environment, 5 numbers no longer finite, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved)."""
+4 environment, 5 numbers no longer finite, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved), 1 anything else."""
 
 Config = TypeVar("Config")
-Fields = Annotated[Config, tyro.conf.OmitArgPrefixes, tyro.conf.AvoidSubcommands]
+# The fields of a preset are options without a prefix, those of its parts have the part's name: --algorithm.group-size
+Fields = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,39 +38,71 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
     if not given or given[0] in ("-h", "--help"):
-        print(USAGE)
+        print(USAGE, file=sys.stdout if given else sys.stderr)
         sys.exit(0 if given else 2)
     try:
         command = COMMANDS.get(given[0])
         if command is None:
             raise ConfigError(f"there is no command {given[0]!r}: choose one of {', '.join(COMMANDS)}")
         command(given[1:])
-    except DtuneError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"dtune: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
     except BrokenPipeError:  # the reader of our output has gone, as `dtune … | head` does
         sys.stdout = None  # nothing left to flush
         sys.exit(1)
-    except KeyboardInterrupt:
-        print(
-            "dtune: interrupted before it could save; the same command goes on from the last checkpoint",
-            file=sys.stderr,
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        sentence, code = _explain(error)
+        print(f"dtune: {sentence}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user of an error, and the exit code."""
+    if isinstance(error, DtuneError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before it could save; the same command goes on from the last checkpoint", 130
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"the system refuses{where}: {error.strerror or error}; checkpoints written before are intact: make room"
+            " or set the permissions, and run the same command again",
+            1,
         )
-        sys.exit(130)
+    said = " ".join(str(error).split())
+    return f"internal error, {type(error).__name__}: {said}; the same command with --debug shows where", 1
 
 
-def _parse(kind: type[Config], default: Config, name: str, arguments: list[str]) -> Config:
-    return tyro.cli(kind, default=default, prog=f"dtune {name}", args=arguments, config=(tyro.conf.FlagConversionOff,))
+def _parse(kind: type[Config], default: Config | None, name: str, arguments: list[str]) -> Config:
+    """Reads options; what tyro draws a box around becomes a sentence."""
+    said = io.StringIO()
+    flags = (tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed)
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, default=default, prog=f"dtune {name}", args=arguments, config=flags)
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help was asked for
+    raise ConfigError(f"{_sentence(said.getvalue())}; `dtune {name} --help` lists the options")
 
 
-def _named(arguments: list[str], what: str, choices: Sequence[str]) -> tuple[str, list[str]]:
+def _sentence(box: str) -> str:
+    """The message in one of tyro's boxes, and the options it believes were meant."""
+    body = [line.strip("│ \n") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    message, _, rest = "\n".join(body).partition("───")
+    message = re.sub(r"^Error parsing run[.\w]*: ", "", " ".join(message.split()))
+    meant = re.findall(r"^--\S+", rest, re.MULTILINE) if "Perhaps you meant" in rest else []
+    return message.rstrip(".") + (f" (perhaps you meant {' or '.join(meant)})" if meant else "")
+
+
+def _named(command: str, arguments: list[str], what: str, choices: Sequence[str]) -> tuple[str, list[str]]:
     """Takes the preset's name from the front of the arguments."""
-    if not arguments or arguments[0].startswith("-"):
+    if arguments[:1] in (["-h"], ["--help"]):
         listed = "\n  ".join(choices)
         print(f"say which {what} first; then come options (add --help to see them). One of:\n  {listed}")
-        sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+        sys.exit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(f"say which {what} first, as {choices[0]}; `dtune {command} --help` lists them all")
     return arguments[0], arguments[1:]
 
 
@@ -87,7 +123,7 @@ def pretrain(arguments: list[str]) -> None:
     """`dtune pretrain DATASET`."""
     from dtune.experiments import presets, run
 
-    name, rest = _named(arguments, "dataset", list(presets.TABLE_6))
+    name, rest = _named("pretrain", arguments, "dataset", list(presets.TABLE_6))
     chosen = _scale(rest)
 
     @dataclass(frozen=True, kw_only=True)
@@ -112,7 +148,7 @@ def finetune(arguments: list[str]) -> None:
     from dtune.experiments import presets, run
 
     choices = [f"{method}/{dataset}" for method in presets.METHODS for dataset in presets.TABLE_6]
-    name, rest = _named(arguments, "method and dataset", choices)
+    name, rest = _named("finetune", arguments, "method and dataset", choices)
     method, _, dataset = name.partition("/")
     chosen = _scale(rest)
     preset = presets.finetuning(method, dataset, chosen)
@@ -133,10 +169,16 @@ def finetune(arguments: list[str]) -> None:
 
     command = _parse(Finetune, Finetune(), f"finetune {name}", rest)
     start = command.policy
+    if start is not None and command.data is not None:
+        raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
     if start is None:
-        start = _pretrained(dataset, chosen, 0)
-        run.pretrain_preset(presets.pretraining(dataset, chosen), start, command.data)
-        start = start / "checkpoints" / "last"
+        before = _pretrained(dataset, chosen, 0)
+        try:
+            config = replace(presets.pretraining(dataset, chosen), threads=command.run.threads)
+            run.pretrain_preset(config, before, command.data)
+        except ConfigError as error:
+            raise ConfigError(f"{error}\n(This is the pretraining; --policy PATH begins with a policy that is there.)")
+        start = before / "checkpoints" / "last"
     folder = command.out or Path("runs") / method / dataset / chosen / f"seed{command.run.seed}"
     _finish(folder, run.finetune_preset(command.run, folder, start))
 
@@ -158,7 +200,7 @@ def evaluate(arguments: list[str]) -> None:
         threads: int = 1
         """CPU threads."""
 
-    command = tyro.cli(Evaluate, prog="dtune evaluate", args=arguments)
+    command = _parse(Evaluate, None, "evaluate", arguments)
     found = run.evaluate(
         command.path, episodes=command.episodes, return_to_go=command.return_to_go, threads=command.threads
     )
@@ -170,7 +212,7 @@ def demo(arguments: list[str]) -> None:
     """`dtune demo`."""
     from dtune.experiments.demo import DemoConfig, run_demo
 
-    run_demo(tyro.cli(DemoConfig, prog="dtune demo", args=arguments))
+    run_demo(_parse(DemoConfig, None, "demo", arguments))
 
 
 def _pretrained(dataset: str, scale: str, seed: int) -> Path:

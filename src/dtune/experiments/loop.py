@@ -15,7 +15,7 @@ import torch
 from dtune.envs.rollout import collect_episodes
 from dtune.envs.simulator import Simulator
 from dtune.envs.tasks import normalized_score
-from dtune.errors import DtuneError, NumericError
+from dtune.errors import ConfigError, DtuneError, NumericError
 from dtune.experiments import checkpoint
 from dtune.experiments.live import Live
 from dtune.experiments.record import Record, read_rows
@@ -92,6 +92,11 @@ class Schedule:
     evaluate_every: int = 10
     checkpoint_every: int = 10
 
+    def __post_init__(self) -> None:
+        for name, least in (("iterations", 0), ("evaluate_every", 1), ("checkpoint_every", 1)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} counts iterations and must be at least {least}, got {getattr(self, name)}")
+
 
 @dataclass
 class _Progress:
@@ -144,13 +149,13 @@ def train(
         loop = _Loop(algorithm, simulator, schedule, evaluation, directory, documents or {})
         live = stack.enter_context(Live(title, schedule.iterations, loop.progress.iteration, quiet=quiet))
         loop.open(live.say, stack)
-        while loop.progress.iteration < schedule.iterations:
+        while loop.progress.iteration < schedule.iterations and not stop:
             live.update(loop.progress.iteration + 1, loop.iterate())
-            if stop:
-                loop.save()
-                name, code = ("Ctrl-C", 130) if stop[0] == signal.SIGINT else ("SIGTERM", 75)
-                raise Stopped(f"stopped by {name} after iteration {loop.progress.iteration}: saved; the same"
-                              " command continues", code)  # fmt: skip
+        if stop:
+            loop.save()
+            name, code = ("Ctrl-C", 130) if stop[0] == signal.SIGINT else ("SIGTERM", 75)
+            raise Stopped(f"stopped by {name} after iteration {loop.progress.iteration}: saved; the same"
+                          " command continues", code)  # fmt: skip
         return loop.rows()
 
 
@@ -173,9 +178,19 @@ class _Loop:
         self._rows: list[dict[str, float]] = []
         self._resumed = None if directory is None else checkpoint.load_last(directory)
         if self._resumed is not None:
-            self.progress = _Progress(**self._resumed.state["progress"])
-            self.algorithm.load_state_dict(self._resumed.state["algorithm"])
-            self.saved = self.progress.iteration
+            self._restore(self._resumed)
+
+    def _restore(self, found: checkpoint.Loaded) -> None:
+        """Takes over the state of a checkpoint."""
+        try:
+            self.progress = _Progress(**found.state["progress"])
+            self.algorithm.load_state_dict(found.state["algorithm"])
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise ConfigError(
+                f"{found.path} is of a run with another algorithm or policy ({' '.join(repr(error).split())[:200]}):"
+                " choose another folder, or go on with what it was begun with"
+            ) from error
+        self.saved = self.progress.iteration
 
     def open(self, say: Callable[[str], None], stack: ExitStack) -> None:
         """Opens the record behind the checkpoint continued from, or judges and saves the untrained start."""
@@ -230,7 +245,8 @@ class _Loop:
         if self.directory is None or (now and self.saved == now):
             return
         state = {"algorithm": self.algorithm.state_dict(), "progress": self.progress.state_dict()}
-        best = self.progress.best_iteration == now
+        judged = self.progress.best > -np.inf
+        best = judged and self.progress.best_iteration == now
         checkpoint.save(self.directory, now, state, best=best, documents=self.documents)
         self.saved = now
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from safetensors import SafetensorError
 
 from dtune.errors import ConfigError
 from dtune.experiments import checkpoint
@@ -41,12 +42,12 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The checkpoint meant by a path: itself, or the best of a run folder.
+    """The checkpoint meant by a path: itself, or the best of a run folder (the last, where none was judged).
 
     Raises:
         ConfigError: if there is none.
     """
-    for candidate in (path, path / "checkpoints" / "best", path / "best"):
+    for candidate in (path, path / "checkpoints" / "best", path / "best", path / "checkpoints" / "last"):
         if (candidate / DOCUMENT).is_file():
             return candidate
     raise ConfigError(f"{path} holds no policy: give a run folder, or one of the folders in its checkpoints/")
@@ -55,9 +56,19 @@ def find_checkpoint(path: Path) -> Path:
 def _read(path: Path) -> tuple[DecisionTransformer, dict[str, Any]]:
     directory = find_checkpoint(path)
     files = checkpoint.verify(directory)
-    about = json.loads(files[DOCUMENT])
-    if about.pop("kind", None) != "DecisionTransformer":
-        raise ConfigError(f"{directory}/{DOCUMENT} does not describe a DecisionTransformer: nothing else is read here")
-    policy = DecisionTransformer(DecisionTransformerConfig(**about.pop("config")))
-    policy.load_state_dict(safetensors.torch.load(files["policy.safetensors"]))
+    try:
+        about = dict(json.loads(files[DOCUMENT]))
+        if about.pop("kind", None) != "DecisionTransformer":
+            raise ConfigError(
+                f"{directory}/{DOCUMENT} does not describe a DecisionTransformer: nothing else is read here"
+            )
+        policy = DecisionTransformer(DecisionTransformerConfig(**about.pop("config")))
+        policy.load_state_dict(safetensors.torch.load(files["policy.safetensors"]))
+    except ConfigError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise checkpoint.CheckpointError(
+            f"{directory} does not hold the policy its {DOCUMENT} describes ({' '.join(repr(error).split())[:200]}):"
+            " give a checkpoint that dtune wrote"
+        ) from error
     return policy, about

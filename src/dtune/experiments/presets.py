@@ -7,6 +7,8 @@ and each of its departures is listed in `SMALL_*` below.
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import tyro
+
 from dtune.algorithms.grpo import GRPOConfig
 from dtune.algorithms.ppo import PPOConfig
 from dtune.algorithms.supervised import SupervisedConfig
@@ -34,7 +36,7 @@ class ModelConfig:
 class PretrainConfig:
     """A pretraining run."""
 
-    dataset: str
+    dataset: tyro.conf.Fixed[str]
     """Name of the dataset."""
     seed: int = 0
     """Of the one generator everything random is drawn from."""
@@ -53,12 +55,15 @@ class PretrainConfig:
     threads: int = 1
     """CPU threads for the physics, and for the network."""
 
+    def __post_init__(self) -> None:
+        _check_counts(self, "random_episodes", "evaluation_episodes", "threads")
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
     """A finetuning run."""
 
-    dataset: str
+    dataset: tyro.conf.Fixed[str]
     """Name of the dataset the policy was pretrained on; it decides the task."""
     seed: int = 0
     """Of the one generator everything random is drawn from."""
@@ -74,6 +79,18 @@ class FinetuneConfig:
     """Iterations between checkpoints; the most that a power cut loses."""
     threads: int = 1
     """CPU threads for the physics, and for the network."""
+
+    def __post_init__(self) -> None:
+        _check_counts(self, "evaluate_every", "evaluation_episodes", "checkpoint_every", "threads")
+
+
+def _check_counts(config: PretrainConfig | FinetuneConfig, *names: str) -> None:
+    """Refuses counts below 1, a negative number of iterations, and seeds the generator does not take."""
+    for name, least in (("iterations", 0), *((name, 1) for name in names)):
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
+    if not 0 <= config.seed < 2**63:
+        raise ConfigError(f"seed must be in [0, 2^63), got {config.seed}")
 
 
 # --- Table 6: GRPO-DT ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from dtune.experiments.presets import FinetuneConfig, PretrainConfig
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 
 ALGORITHMS: dict[type, Callable[..., Algorithm]] = {GRPOConfig: GRPO, PPOConfig: PPO}
+
+MAY_CHANGE = ("iterations", "threads")
+"""Settings in which a run that is continued may differ from its beginning."""
 
 Rows = list[dict[str, float]]
 
@@ -62,15 +66,16 @@ def finetune(
         describe(algorithm.policy, return_to_go=goal) if isinstance(algorithm.policy, DecisionTransformer) else {}
     )
     folder = None if directory is None else Path(directory)
-    return train(
-        algorithm,
-        simulator,
-        schedule,
-        evaluation=evaluation,
-        directory=folder,
-        documents=documents,
-        quiet=quiet,
-    )
+    with nullcontext() if folder is None else locked(folder):
+        return train(
+            algorithm,
+            simulator,
+            schedule,
+            evaluation=evaluation,
+            directory=folder,
+            documents=documents,
+            quiet=quiet,
+        )
 
 
 def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None = None) -> Rows:
@@ -87,10 +92,8 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
     """
     torch.set_num_threads(config.threads)
     with locked(directory):
-        settle_config(directory, config, may_change=("iterations", "threads"))
         info = task_info(config.dataset)
         path = data or find_data(config)
-        say = write_meta(directory, dataset=path)
         dataset = read_hdf5(path)
         check_fits(dataset, info.observation_dim, info.action_dim)
         generator = torch.Generator().manual_seed(config.seed)
@@ -104,9 +107,11 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
             ),
             generator,
         )
+        settle_config(directory, config, may_change=MAY_CHANGE)  # now that nothing else is to be refused
+        say = write_meta(directory, dataset=path)
         policy.set_statistics(*dataset.observation_statistics())
         algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
-        return _train(config, algorithm, directory, f"pretrain {config.dataset}", say, config.iterations)
+        return _train(config, algorithm, directory, f"pretrain {config.dataset}", say, max(1, config.iterations))
 
 
 def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Rows:
@@ -118,8 +123,6 @@ def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Ro
     torch.set_num_threads(config.threads)
     with locked(directory):
         start = find_checkpoint(policy)
-        settle_config(directory, config, may_change=("iterations", "threads"))
-        say = write_meta(directory, dataset=start)
         info = task_info(config.dataset)
         network = load_policy(start)
         sizes = (network.config.observation_dim, network.config.action_dim)
@@ -128,6 +131,8 @@ def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Ro
                 f"{start} observes {sizes[0]} numbers and acts with {sizes[1]}, but {info.name} has"
                 f" {info.observation_dim} and {info.action_dim}: give a policy pretrained for {info.name}"
             )
+        settle_config(directory, config, may_change=MAY_CHANGE)  # now that nothing else is to be refused
+        say = write_meta(directory, dataset=start)
         generator = torch.Generator().manual_seed(config.seed)
         algorithm = ALGORITHMS[type(config.algorithm)](network, config.algorithm, generator)
         title = f"{type(algorithm).__name__}-DT {config.dataset}"
@@ -176,13 +181,16 @@ def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = Non
     Returns:
         Metrics by key, and `dataset`, `return_to_go`, `checkpoint`.
     """
-    if episodes < 1:
-        raise ConfigError(f"episodes must be at least 1, got {episodes}")
+    for name, count in (("episodes", episodes), ("threads", threads)):
+        if count < 1:
+            raise ConfigError(f"{name} must be at least 1, got {count}")
     torch.set_num_threads(threads)
     directory = find_checkpoint(path).resolve()
     policy, about = load_policy(directory), read_about(directory)
     if "dataset" not in about:
         raise ConfigError(f"{directory} does not say which task its policy is for: evaluate it from Python")
+    if return_to_go is None and "return_to_go" not in about:
+        raise ConfigError(f"{directory} does not say which return to ask for: say it with --return-to-go")
     goal = about["return_to_go"] if return_to_go is None else return_to_go
     simulator = make_simulator(about["dataset"], threads)
     judge = Evaluation(simulator=simulator, return_to_go=goal, episodes=episodes, task=about["dataset"])

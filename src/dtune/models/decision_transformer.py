@@ -40,12 +40,15 @@ class DecisionTransformerConfig:
     """Factor from reward units to the network's return token."""
 
     def __post_init__(self) -> None:
+        for name in ("observation_dim", "action_dim", "context_length", "layers", "heads", "width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
             raise ConfigError(
                 f"width must be a multiple of heads, got {self.width} and {self.heads}: change one of them"
             )
-        if self.context_length < 1:
-            raise ConfigError(f"context_length must be at least 1 (the current step), got {self.context_length}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is a probability in [0, 1), got {self.dropout}")
 
 
 class Block(nn.Module):
