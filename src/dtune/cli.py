@@ -73,13 +73,13 @@ def _explain(error: BaseException) -> tuple[str, int]:
     return f"internal error, {type(error).__name__}: {said}; the same command with --debug shows where", 1
 
 
-def _parse(kind: type[Config], default: Config | None, name: str, arguments: list[str]) -> Config:
+def _parse(kind: type[Config], name: str, arguments: list[str]) -> Config:
     """Reads options; what tyro draws a box around becomes a sentence."""
     said = io.StringIO()
     flags = (tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed)
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, default=default, prog=f"dtune {name}", args=arguments, config=flags)
+            return tyro.cli(kind, prog=f"dtune {name}", args=arguments, config=flags)
     except SystemExit as end:
         if not end.code:
             raise  # --help was asked for
@@ -138,7 +138,7 @@ def pretrain(arguments: list[str]) -> None:
         """D4RL's HDF5 file of the dataset. Random datasets are recorded where none is given."""
         run: Fields[presets.PretrainConfig] = field(default_factory=lambda: presets.pretraining(name, chosen))
 
-    command = _parse(Pretrain, Pretrain(), f"pretrain {name}", rest)
+    command = _parse(Pretrain, f"pretrain {name}", rest)
     folder = command.out or _pretrained(name, chosen, command.run.seed)
     _finish(folder, run.pretrain_preset(command.run, folder, command.data))
 
@@ -167,7 +167,7 @@ def finetune(arguments: list[str]) -> None:
         """D4RL's HDF5 file for that pretraining. Random datasets are recorded where none is given."""
         run: Fields[presets.FinetuneConfig] = field(default_factory=lambda: preset)
 
-    command = _parse(Finetune, Finetune(), f"finetune {name}", rest)
+    command = _parse(Finetune, f"finetune {name}", rest)
     start = command.policy
     if start is not None and command.data is not None:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
@@ -177,7 +177,8 @@ def finetune(arguments: list[str]) -> None:
             config = replace(presets.pretraining(dataset, chosen), threads=command.run.threads)
             run.pretrain_preset(config, before, command.data)
         except ConfigError as error:
-            raise ConfigError(f"{error}\n(This is the pretraining; --policy PATH begins with a policy that is there.)")
+            hint = "(This is the pretraining; --policy PATH begins with a policy that is there.)"
+            raise ConfigError(f"{error}\n{hint}") from error
         start = before / "checkpoints" / "last"
     folder = command.out or Path("runs") / method / dataset / chosen / f"seed{command.run.seed}"
     _finish(folder, run.finetune_preset(command.run, folder, start))
@@ -200,7 +201,7 @@ def evaluate(arguments: list[str]) -> None:
         threads: int = 1
         """CPU threads."""
 
-    command = _parse(Evaluate, None, "evaluate", arguments)
+    command = _parse(Evaluate, "evaluate", arguments)
     found = run.evaluate(
         command.path, episodes=command.episodes, return_to_go=command.return_to_go, threads=command.threads
     )
@@ -212,7 +213,7 @@ def demo(arguments: list[str]) -> None:
     """`dtune demo`."""
     from dtune.experiments.demo import DemoConfig, run_demo
 
-    run_demo(_parse(DemoConfig, None, "demo", arguments))
+    run_demo(_parse(DemoConfig, "demo", arguments))
 
 
 def _pretrained(dataset: str, scale: str, seed: int) -> Path:
