@@ -1,0 +1,65 @@
+"""dtune finetunes decision transformers online with pure RL gradients."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dtune.algorithms.grpo import GRPO, GRPOConfig
+    from dtune.algorithms.ppo import PPO, PPOConfig
+    from dtune.algorithms.supervised import Supervised, SupervisedConfig
+    from dtune.algorithms.update import UpdateConfig
+    from dtune.data.hdf5 import read_hdf5
+    from dtune.envs.rollout import collect_episodes
+    from dtune.envs.tasks import make_simulator, normalized_score
+    from dtune.experiments.policies import load_policy
+    from dtune.experiments.run import evaluate, finetune
+    from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+
+_HOMES = {
+    "DecisionTransformer": "dtune.models.decision_transformer",
+    "DecisionTransformerConfig": "dtune.models.decision_transformer",
+    "GRPO": "dtune.algorithms.grpo",
+    "GRPOConfig": "dtune.algorithms.grpo",
+    "PPO": "dtune.algorithms.ppo",
+    "PPOConfig": "dtune.algorithms.ppo",
+    "Supervised": "dtune.algorithms.supervised",
+    "SupervisedConfig": "dtune.algorithms.supervised",
+    "UpdateConfig": "dtune.algorithms.update",
+    "collect_episodes": "dtune.envs.rollout",
+    "evaluate": "dtune.experiments.run",
+    "finetune": "dtune.experiments.run",
+    "load_policy": "dtune.experiments.policies",
+    "make_simulator": "dtune.envs.tasks",
+    "normalized_score": "dtune.envs.tasks",
+    "read_hdf5": "dtune.data.hdf5",
+}
+
+__all__ = [  # noqa: RUF022  in the order of the table above
+    "DecisionTransformer",
+    "DecisionTransformerConfig",
+    "GRPO",
+    "GRPOConfig",
+    "PPO",
+    "PPOConfig",
+    "Supervised",
+    "SupervisedConfig",
+    "UpdateConfig",
+    "collect_episodes",
+    "evaluate",
+    "finetune",
+    "load_policy",
+    "make_simulator",
+    "normalized_score",
+    "read_hdf5",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for: torch takes a second, and `dtune --help` needs none of it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'dtune' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -187,7 +187,7 @@ def _small_ppo(config: PPOConfig) -> PPOConfig:
 METHODS = ("grpo", "ppo")
 
 
-def pretraining(dataset: str, scale: Scale) -> PretrainConfig:
+def pretraining(dataset: str, scale: Scale, seed: int = 0) -> PretrainConfig:
     """The pretraining run of a dataset.
 
     Raises:
@@ -198,6 +198,7 @@ def pretraining(dataset: str, scale: Scale) -> PretrainConfig:
     algorithm = SupervisedConfig(context_length=c_offline, learning_rate=rate)
     config = PretrainConfig(
         dataset=dataset,
+        seed=seed,
         iterations=updates // algorithm.updates_per_iteration,
         algorithm=algorithm,
         return_to_go=grpo.return_to_go,

@@ -1,0 +1,201 @@
+"""`dtune demo`: the whole way from random data to a hopping decision transformer, in minutes on two cores."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from dtune.errors import DtuneError
+from dtune.experiments import presets, run
+from dtune.experiments.record import read_rows
+
+Rows = list[dict[str, float]]
+
+METHODS = {"grpo": "GRPO-DT", "ppo": "PPO-DT"}
+FINAL_EVALUATIONS = 3
+"""The final score is the mean of so many last evaluations: a single one can be lucky."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Records random data, pretrains on them, finetunes with GRPO-DT and PPO-DT side by side, and compares."""
+
+    dataset: str = "hopper-random-v2"
+    """A random dataset."""
+    seed: int = 0
+    """Of the data, the pretraining and both finetunings."""
+    out: Path = Path("runs/demo")
+    """Where the run folders go."""
+    iterations: int | None = None
+    """Iterations of each method; the preset's where not given."""
+
+
+def run_demo(config: DemoConfig) -> None:
+    """Does all of it; the same call again continues, or only shows the results.
+
+    Raises:
+        DtuneError: if one of the two runs fails, with its message.
+    """
+    folder = config.out / config.dataset / f"seed{config.seed}"
+    pretraining = presets.pretraining(config.dataset, "small", seed=config.seed)
+    began = time.monotonic()
+    start = run.pretrain_preset(pretraining, folder / "pretrain")
+    commands = {method: _command(config, folder, method) for method in METHODS}
+    _side_by_side(commands, folder)
+    records = {METHODS[method]: _record(folder / method) for method in METHODS}
+    figure = folder / "curves.png"
+    draw_curves(records, figure)
+    console = Console()
+    console.print(_results(_timed(start, folder / "pretrain"), records, config.dataset))
+    console.print(f"score: D4RL's normalisation. Finetuned rows: mean of the last {FINAL_EVALUATIONS} evaluations")
+    console.print("of 20 episodes, with mean actions; ± over episodes; best: the best single evaluation.")
+    console.print(
+        f"learning curves: {figure}\nrun folders:     {folder}/{{pretrain,{','.join(METHODS)}}}", soft_wrap=True
+    )
+    console.print(f"this call took {time.monotonic() - began:.0f} s")
+
+
+def _command(config: DemoConfig, folder: Path, method: str) -> list[str]:
+    policy, out = folder / "pretrain" / "checkpoints" / "last", folder / method
+    command = [sys.executable, "-m", "dtune", "finetune", f"{method}/{config.dataset}", "--scale", "small"]
+    command += ["--seed", str(config.seed), "--policy", str(policy), "--out", str(out)]
+    return command + ([] if config.iterations is None else ["--iterations", str(config.iterations)])
+
+
+def _side_by_side(commands: dict[str, list[str]], folder: Path) -> None:
+    """Runs the commands at once, a core each, and shows how they get on."""
+    logs = {method: (folder / f"{method}.log").open("w") for method in commands}
+    console, printed = Console(), time.monotonic()
+    running = {m: subprocess.Popen(c, stdout=logs[m], stderr=subprocess.STDOUT) for m, c in commands.items()}
+    try:
+        with Live(console=console, refresh_per_second=2, transient=True) as live:
+            while any(process.poll() is None for process in running.values()):
+                time.sleep(0.5)
+                progress = {method: _record(folder / method) for method in commands}
+                if console.is_terminal:
+                    live.update(_progress(progress))
+                elif time.monotonic() - printed > 10:
+                    printed = time.monotonic()
+                    for method, rows in progress.items():
+                        print(_line(method, rows), flush=True)
+    finally:
+        for method, process in running.items():
+            process.terminate()
+            process.wait()
+            logs[method].close()
+    for method, process in running.items():
+        if process.returncode:
+            said = (folder / f"{method}.log").read_text().strip().splitlines()
+            raise DtuneError(f"{METHODS[method]} stopped ({process.returncode}): {said[-1] if said else 'no message'}")
+
+
+def _record(folder: Path) -> Rows:
+    """Metrics and timing of a run so far, row by row."""
+    if not (folder / "metrics.csv").exists():
+        return []
+    return _timed(read_rows(folder / "metrics.csv"), folder)
+
+
+def _timed(rows: Rows, folder: Path) -> Rows:
+    timing = folder / "timing.csv"
+    seconds = {row["iteration"]: row for row in read_rows(timing)} if timing.exists() else {}
+    return [{**row, **seconds.get(row["iteration"], {})} for row in rows]
+
+
+SHOWN = (
+    ("iteration", "iteration", "{:.0f}"),
+    ("env steps", "count/env_steps", "{:,.0f}"),
+    ("steps/s", "time/env_steps_per_second", "{:,.0f}"),
+    ("return", "eval/return", "{:.0f}"),
+    ("score", "eval/normalized_score", "{:.1f}"),
+    ("length", "eval/length", "{:.0f}"),
+    ("ratio mean", "train/ratio_mean", "{:.3f}"),
+    ("ratio max", "train/ratio_max", "{:.1f}"),
+    ("clipped", "train/clip_fraction", "{:.0%}"),
+    ("KL", "train/kl", "{:.3f}"),
+    ("entropy", "train/entropy", "{:.2f}"),
+    ("target", "train/entropy_target", "{:.0f}"),
+    ("dropped", "rollout/dropped", "{:.0%}"),
+)
+"""Label, metric key and format of what is shown while it works."""
+
+
+def _newest(rows: Rows) -> list[tuple[str, str]]:
+    """The newest value of each thing shown."""
+    newest: dict[str, float] = {}
+    for row in rows[-40:]:
+        newest.update(row)
+    return [(label, form.format(newest[key]) if key in newest else "") for label, key, form in SHOWN]
+
+
+def _progress(records: dict[str, Rows]) -> Table:
+    table = Table("", *[label for label, _, _ in SHOWN])
+    for method, rows in records.items():
+        table.add_row(METHODS[method], *[value for _, value in _newest(rows)])
+    return table
+
+
+def _line(method: str, rows: Rows) -> str:
+    return f"{METHODS[method]:8} " + "  ".join(f"{label} {value}" for label, value in _newest(rows) if value)
+
+
+def final(rows: Rows) -> dict[str, float]:
+    """The last evaluations put together: means, and the deviation over all their episodes."""
+    judged = [row for row in rows if "eval/return" in row]
+    last = judged[-FINAL_EVALUATIONS:]
+    result = {key: float(np.mean([row[key] for row in last])) for key in judged[-1] if key.startswith("eval/")}
+    for key in ("eval/return", "eval/normalized_score"):
+        within = np.mean([row[f"{key}_std"] ** 2 for row in last])
+        result[f"{key}_std"] = float(np.sqrt(within + np.var([row[key] for row in last])))
+    result["best"] = max(row["eval/normalized_score"] for row in judged)
+    return result
+
+
+def _results(start: Rows, records: dict[str, Rows], dataset: str) -> Table:
+    table = Table("", "return", "score", "best", "episode length", "reward/step", "env steps", "seconds", title=dataset)
+    for name, rows in {"DT (pretrained)": start[-1:], **records}.items():
+        end, last = final(rows), rows[-1]
+        table.add_row(
+            name,
+            f"{end['eval/return']:.0f} ± {end['eval/return_std']:.0f}",
+            f"{end['eval/normalized_score']:.1f} ± {end['eval/normalized_score_std']:.1f}",
+            f"{end['best']:.1f}",
+            f"{end['eval/length']:.0f}",
+            f"{end['eval/return'] / end['eval/length']:.2f}",
+            f"{last.get('count/env_steps', 0):,.0f}",
+            f"{last.get('time/seconds', 0):.0f}",
+        )
+    return table
+
+
+def draw_curves(records: dict[str, Rows], path: Path) -> None:
+    """Draws the normalised scores against environment steps and against seconds, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    panels: Sequence[tuple[str, str, float]] = (
+        ("count/env_steps", "environment steps (thousands)", 1e3),
+        ("time/seconds", "seconds of training", 1.0),
+    )
+    for axis, (key, label, unit) in zip(axes, panels, strict=True):
+        for name, rows in records.items():
+            judged = [row for row in rows if "eval/normalized_score" in row]
+            across = [row.get(key, 0.0) / unit for row in judged]
+            axis.plot(across, [row["eval/normalized_score"] for row in judged], marker=".", label=name)
+        axis.axhline(31.5, color="grey", linewidth=0.8, linestyle=":")
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("normalised score")
+    axes[0].legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
