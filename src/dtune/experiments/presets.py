@@ -97,13 +97,13 @@ def _check_counts(config: PretrainConfig | FinetuneConfig, *names: str) -> None:
 
 
 def _grpo(
-    n_batch: int, c_offline: int, c_online: int, g_online: float, L_traj: int, L_eval: int, gamma: float,
+    n_batch: int, c_offline: int, c_online: int, g_online: int, L_traj: int, L_eval: int, gamma: float,
     epsilon: float, delta_r: float, lr_policy: float, kappa_initial: float,
 ) -> tuple[int, GRPOConfig]:  # fmt: skip
     """A row of Table 6; Table 5 and App. B.1 are the defaults of the two classes."""
     update = UpdateConfig(learning_rate=lr_policy, clip_range=epsilon, entropy_coef=kappa_initial)
     return c_offline, GRPOConfig(
-        batch_size=n_batch, context_length=c_online, return_to_go=g_online, subtrajectory_length=L_traj,
+        batch_size=n_batch, context_length=c_online, return_to_go=float(g_online), subtrajectory_length=L_traj,
         lookahead_length=L_eval, gamma=gamma, return_margin=delta_r, update=update,
     )  # fmt: skip
 
@@ -128,13 +128,13 @@ TABLE_6 = {
 
 
 def _ppo(
-    n_batch: int, c_offline: int, c_online: int, g_online: float, K_ppo: int, lr_policy: float, lr_value: float,
+    n_batch: int, c_offline: int, c_online: int, g_online: int, K_ppo: int, lr_policy: float, lr_value: float,
     kappa_initial: float,
 ) -> tuple[int, PPOConfig]:  # fmt: skip
     """A row of Table 7; its caption and Table 5 are the defaults of the two classes."""
     update = UpdateConfig(ratio="token", learning_rate=lr_policy, clip_range=0.2, entropy_coef=kappa_initial)
     return c_offline, PPOConfig(
-        batch_size=n_batch, context_length=c_online, return_to_go=g_online, episodes_per_iteration=K_ppo,
+        batch_size=n_batch, context_length=c_online, return_to_go=float(g_online), episodes_per_iteration=K_ppo,
         replay_capacity=4 * K_ppo, value_learning_rate=lr_value, update=update,
     )  # fmt: skip
 

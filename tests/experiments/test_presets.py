@@ -1,0 +1,275 @@
+"""The presets against the paper's Tables 5, 6 and 7, typed here a second time."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtune.algorithms.grpo import GRPO, GRPOConfig
+from dtune.algorithms.ppo import PPO, PPOConfig
+from dtune.algorithms.supervised import SupervisedConfig
+from dtune.algorithms.update import UpdateConfig
+from dtune.envs.tasks import DATASETS, task_info
+from dtune.errors import ConfigError
+from dtune.experiments.presets import (
+    METHODS,
+    TABLE_6,
+    TABLE_7,
+    FinetuneConfig,
+    ModelConfig,
+    PretrainConfig,
+    finetuning,
+    pretraining,
+)
+from dtune.models.critics import ValueNetwork
+from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from dtune.models.lamb import Lamb
+
+COLUMNS_6 = "n_batch c_offline c_online g_online L_traj L_eval gamma epsilon delta_r lr_policy kappa_initial".split()
+ROWS_6 = {
+    "hopper-medium-v2": [256, 20, 1, 7200, 15, 400, 0.995, 0.2, 2.0, 5e-05, 0.2],
+    "hopper-medium-replay-v2": [256, 20, 1, 7200, 15, 400, 0.995, 0.2, 2.0, 5e-05, 0.2],
+    "hopper-random-v2": [256, 20, 1, 7200, 15, 400, 0.995, 0.2, 2.0, 5e-05, 0.2],
+    "walker2d-medium-v2": [256, 20, 1, 10000, 15, 400, 0.995, 0.3, 2.0, 5e-05, 0.04],
+    "walker2d-medium-replay-v2": [256, 20, 1, 10000, 15, 400, 0.995, 0.3, 2.0, 5e-05, 0.04],
+    "walker2d-random-v2": [256, 20, 1, 10000, 15, 400, 0.995, 0.3, 2.0, 5e-05, 0.2],
+    "ant-medium-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.04],
+    "ant-medium-replay-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.04],
+    "ant-random-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.2],
+}
+COLUMNS_7 = (
+    "n_batch c_offline c_online g_online K_ppo lr_policy lr_value kappa_initial epsilon gamma gae_lambda".split()
+)
+ROWS_7 = {
+    "hopper-medium-v2": [256, 20, 1, 7200, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "hopper-medium-replay-v2": [256, 20, 1, 7200, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "hopper-random-v2": [256, 20, 1, 7200, 8, 5e-05, 0.001, 0.04, 0.2, 0.99, 0.95],
+    "walker2d-medium-v2": [256, 20, 1, 10000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "walker2d-medium-replay-v2": [256, 20, 1, 10000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "walker2d-random-v2": [256, 20, 1, 10000, 8, 5e-05, 0.001, 0.2, 0.2, 0.99, 0.95],
+    "ant-medium-v2": [256, 20, 1, 12000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "ant-medium-replay-v2": [256, 20, 1, 12000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "ant-random-v2": [256, 20, 1, 12000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+}
+NAMES = list(ROWS_6)
+TABLES = Path(__file__).parents[3] / "shared" / "paper" / "tables.yaml"
+
+
+def table_6_row(dataset: str) -> dict[str, float]:
+    """What the preset says, under the paper's symbols."""
+    config = finetuning("grpo", dataset, "paper").algorithm
+    assert isinstance(config, GRPOConfig)
+    return {
+        "n_batch": config.batch_size,
+        "c_offline": pretraining(dataset, "paper").algorithm.context_length,
+        "c_online": config.context_length,
+        "g_online": config.return_to_go,
+        "L_traj": config.subtrajectory_length,
+        "L_eval": config.lookahead_length,
+        "gamma": config.gamma,
+        "epsilon": config.update.clip_range,
+        "delta_r": config.return_margin,
+        "lr_policy": config.update.learning_rate,
+        "kappa_initial": config.update.entropy_coef,
+    }
+
+
+def table_7_row(dataset: str) -> dict[str, float]:
+    config = finetuning("ppo", dataset, "paper").algorithm
+    assert isinstance(config, PPOConfig)
+    return {
+        "n_batch": config.batch_size,
+        "c_offline": pretraining(dataset, "paper").algorithm.context_length,
+        "c_online": config.context_length,
+        "g_online": config.return_to_go,
+        "K_ppo": config.episodes_per_iteration,
+        "lr_policy": config.update.learning_rate,
+        "lr_value": config.value_learning_rate,
+        "kappa_initial": config.update.entropy_coef,
+        "epsilon": config.update.clip_range,
+        "gamma": config.gamma,
+        "gae_lambda": config.gae_lambda,
+    }
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_table_6(dataset):
+    assert table_6_row(dataset) == dict(zip(COLUMNS_6, ROWS_6[dataset], strict=True))
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_table_7(dataset):
+    assert table_7_row(dataset) == dict(zip(COLUMNS_7, ROWS_7[dataset], strict=True))
+
+
+def test_every_row_of_the_tables_is_tested():
+    assert list(TABLE_6) == list(TABLE_7) == list(ROWS_6) == list(ROWS_7)
+    assert all(DATASETS[name] == task_info(name).name for name in NAMES)
+
+
+@pytest.mark.skipif(not TABLES.is_file(), reason="the paper's tables are not beside the repository")
+@pytest.mark.parametrize(("table", "row"), [("table6_grpo", table_6_row), ("table7_ppo", table_7_row)])
+def test_the_tables_as_transcribed_elsewhere(table, row):
+    expected = read_flow_rows(TABLES, table)
+    for dataset in NAMES:
+        assert row(dataset) == expected[dataset], dataset
+
+
+def read_flow_rows(path: Path, table: str) -> dict[str, dict[str, float]]:
+    """`name: {key: number, …}` lines under `table:`; PyYAML would be a dependency for two tables."""
+    rows, inside = {}, False
+    for line in path.read_text().splitlines():
+        if not line.startswith(" "):
+            inside = line.startswith(f"{table}:")
+        elif inside and "{" in line:
+            name, _, content = line.partition(":")
+            pairs = (pair.split(":") for pair in content.strip(" {}").split(","))
+            rows[name.strip()] = {key.strip(): float(value) for key, value in pairs}
+    return rows
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_table_5_grpo(dataset):
+    preset = finetuning("grpo", dataset, "paper")
+    config = preset.algorithm
+    assert isinstance(config, GRPOConfig)
+    assert (config.episodes_per_iteration, config.replay_capacity, config.reset_trajectories) == (1, 32, 16)
+    assert (config.reset_points, config.group_size, config.subtrajectory_capacity) == (4, 8, 2048)
+    assert config.passes * config.subtrajectory_capacity / config.batch_size == 8
+    assert config.update.ratio == "sequence"
+    assert not config.relabel
+    assert config.shared_start
+    assert config.reset_selection == "active"
+    assert_common(config.update)
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_table_5_ppo(dataset):
+    config = finetuning("ppo", dataset, "paper").algorithm
+    assert isinstance(config, PPOConfig)
+    assert config.replay_capacity == 4 * config.episodes_per_iteration
+    assert config.updates_per_iteration == 8
+    assert (config.value_width, config.value_layer_norm) == (256, False)
+    assert config.update.ratio == "token"
+    assert not config.relabel
+    assert_common(config.update)
+
+
+def assert_common(update: UpdateConfig):
+    assert update.optimizer == "lamb"
+    assert (update.grad_norm_clip, update.weight_decay, update.kl_coef) == (0.5, 1e-4, 1e-3)
+    assert update.reference_sync_interval == 4
+    assert update.target_entropy is None  # -dim(A)
+    assert update.decay_updates == 0
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+def test_table_5_pretraining(dataset):
+    preset = pretraining(dataset, "paper")
+    assert preset.model == ModelConfig(layers=4, heads=4, width=512, dropout=0.1)
+    assert preset.return_to_go == ROWS_6[dataset][3]
+    config = preset.algorithm
+    assert (config.optimizer, config.grad_norm_clip, config.weight_decay) == ("lamb", 0.5, 1e-4)
+    assert config.target_entropy is None
+    rate, updates = {"hopper": (1e-4, 5000), "walker2d": (1e-3, 10_000), "ant": (1e-3, 5000)}[dataset.split("-")[0]]
+    assert (config.learning_rate, preset.iterations * config.updates_per_iteration) == (rate, updates)
+
+
+def test_defaults_are_table_5s_and_hoppers():
+    """What a user gets who names no preset."""
+    hopper_6, hopper_7 = (finetuning(method, "hopper-medium-v2", "paper").algorithm for method in METHODS)
+    assert GRPOConfig(return_to_go=7200.0) == hopper_6
+    assert PPOConfig(return_to_go=7200.0) == hopper_7
+    assert SupervisedConfig() == pretraining("hopper-medium-v2", "paper").algorithm
+    config = DecisionTransformerConfig(observation_dim=11, action_dim=3)
+    assert (config.layers, config.heads, config.width, config.dropout) == (4, 4, 512, 0.1)
+    assert (config.context_length, config.return_scale) == (20, 0.001)
+
+
+@pytest.mark.parametrize("dataset", NAMES)
+@pytest.mark.parametrize("scale", ["paper", "small"])
+def test_every_preset_builds(dataset, scale):
+    before = pretraining(dataset, scale)
+    assert before.dataset == dataset
+    info = task_info(dataset)
+    shape = DecisionTransformerConfig(
+        observation_dim=info.observation_dim,
+        action_dim=info.action_dim,
+        context_length=before.algorithm.context_length,
+        **vars(before.model if scale == "small" else replace(before.model, layers=1)),  # the layers are all alike
+    )
+    policy = DecisionTransformer(shape)
+    for method, kind in (("grpo", GRPO), ("ppo", PPO)):
+        preset = finetuning(method, dataset, scale)
+        assert preset.dataset == dataset
+        assert preset.iterations > 0
+        assert preset.algorithm.return_to_go == ROWS_6[dataset][3]
+        algorithm = kind(policy, preset.algorithm, torch.Generator().manual_seed(0))
+        assert policy.context_length == 1
+        assert algorithm.update.entropy_dual.target == -info.action_dim
+        assert isinstance(algorithm.update.optimizer, Lamb) == (scale == "paper")
+
+
+def test_the_papers_network_has_13_million_parameters():
+    preset = pretraining("hopper-medium-v2", "paper")
+    policy = DecisionTransformer(DecisionTransformerConfig(observation_dim=11, action_dim=3, **vars(preset.model)))
+    assert 12.5e6 < sum(parameter.numel() for parameter in policy.parameters()) < 13.5e6
+
+
+def test_the_value_network_has_two_hidden_layers():
+    network = ValueNetwork(11, width=PPOConfig(return_to_go=1.0).value_width)
+    sizes = [linear.out_features for linear in network.modules() if isinstance(linear, torch.nn.Linear)]
+    assert sizes == [256, 256, 1]
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError) as caught:
+        finetuning("grpo", "hopper-expert-v2", "paper")
+    assert "'hopper-expert-v2'" in str(caught.value)
+    assert all(name in str(caught.value) for name in NAMES)
+    with pytest.raises(ConfigError) as caught:
+        pretraining("door-human-v1", "small")
+    assert all(name in str(caught.value) for name in NAMES)
+    with pytest.raises(ConfigError) as caught:
+        finetuning("trpo", "hopper-medium-v2", "paper")
+    assert "'trpo'" in str(caught.value)
+    assert all(method in str(caught.value) for method in METHODS)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("iterations", -1),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("evaluation_episodes", 0),
+        ("evaluate_every", 0),
+        ("checkpoint_every", 0),
+        ("threads", 0),
+    ],
+)
+def test_impossible_counts_are_refused(field, value):
+    for config in (finetuning("ppo", "hopper-medium-v2", "small"), pretraining("hopper-medium-v2", "small")):
+        if field in vars(config):
+            with pytest.raises(ConfigError, match=rf"{field}.*{value}"):
+                replace(config, **{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("layers", 0), ("heads", 0), ("width", 0), ("width", 66), ("dropout", 1.0), ("dropout", math.nan)],
+)
+def test_impossible_networks_are_refused(field, value):
+    with pytest.raises(ConfigError, match=f"{field}.*{value}"):
+        DecisionTransformerConfig(observation_dim=11, action_dim=3, **{field: value})
+
+
+def test_configs_are_what_a_run_is_told_by():
+    config = finetuning("grpo", "hopper-medium-v2", "small")
+    assert isinstance(config, FinetuneConfig)
+    assert replace(config) == config
+    assert isinstance(pretraining("hopper-medium-v2", "small"), PretrainConfig)
+    with pytest.raises(AttributeError):
+        config.seed = 1
