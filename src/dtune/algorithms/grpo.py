@@ -77,10 +77,14 @@ class GRPOConfig:
             )
         if self.lookahead_length < 0:
             raise ConfigError(f"lookahead_length counts steps and cannot be negative, got {self.lookahead_length}")
-        if self.return_margin < 0:
+        if not self.return_margin >= 0:
             raise ConfigError(f"return_margin is a distance and cannot be negative, got {self.return_margin}")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
+        if self.reset_selection not in ("active", "uniform"):
+            raise ConfigError(f'reset_selection must be "active" or "uniform", got {self.reset_selection!r}')
+        if self.reset_context not in ("fresh", "parent"):
+            raise ConfigError(f'reset_context must be "fresh" or "parent", got {self.reset_context!r}')
         counts = (
             "context_length", "episodes_per_iteration", "replay_capacity", "reset_trajectories", "reset_points",
             "subtrajectory_length", "subtrajectory_capacity", "batch_size", "passes",

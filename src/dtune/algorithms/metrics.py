@@ -30,15 +30,15 @@ class Metrics:
         self.updates: list[dict[str, float]] = []
         self.walks = self.faulty = 0
 
-    def set(self, key: str, value: float) -> None:
+    def set(self, key: str, value: int | float) -> None:
         """Records one number."""
         self.values[key] = value
 
-    def count_episodes(self, episodes: Episodes, faulty: int) -> None:
-        """Full trajectories walked, and how many more of them were faulty."""
-        self.env_steps["trajectories"] += int(episodes.lengths.sum())
-        self.walks, self.faulty = self.walks + len(episodes.lengths) + faulty, self.faulty + faulty
-        if len(episodes.lengths):
+    def count_episodes(self, episodes: Episodes, faulty: Episodes) -> None:
+        """Full trajectories walked; the faulty ones cost steps, too."""
+        self.env_steps["trajectories"] += int(episodes.lengths.sum() + faulty.lengths.sum())
+        self.walks, self.faulty = self.walks + len(episodes) + len(faulty), self.faulty + len(faulty)
+        if len(episodes):
             self.set("rollout/return", episodes.returns.mean().item())
             self.set("rollout/length", episodes.lengths.double().mean().item())
 

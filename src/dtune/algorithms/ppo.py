@@ -13,7 +13,7 @@ from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.data.buffers import Fifo
 from dtune.envs.rollout import Episodes, collect_episodes
 from dtune.envs.simulator import Simulator
-from dtune.errors import ConfigError
+from dtune.errors import ConfigError, NumericError
 from dtune.functional.advantages import generalized_advantages, returns_to_go
 from dtune.functional.objectives import value_loss
 from dtune.models.critics import ValueNetwork, initialise_linear
@@ -41,7 +41,7 @@ class PPOConfig:
     relabel: bool = False
     """Train on the returns achieved instead of those asked for: the mistake of Sec. 3.1, kept for Fig. 1."""
     batch_size: int = 256
-    """Windows a gradient step."""
+    """Windows a gradient step, at least 2: its advantages are normalised over them."""
     updates_per_iteration: int = 8
     """Gradient steps an iteration, of the policy and of the value network."""
     value_learning_rate: float = 1e-3
@@ -56,18 +56,21 @@ class PPOConfig:
     """How the policy is moved."""
 
     def __post_init__(self) -> None:
-        counts = (
-            "context_length",
-            "episodes_per_iteration",
-            "replay_capacity",
-            "batch_size",
-            "updates_per_iteration",
-        )
-        for name in counts:
+        for name in ("context_length", "episodes_per_iteration", "replay_capacity", "updates_per_iteration"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise ConfigError(f"batch_size must be at least 2 to normalise advantages over, got {self.batch_size}")
         if not (0 < self.gamma <= 1 and 0 <= self.gae_lambda <= 1):
             raise ConfigError(f"gamma and gae_lambda are shares in [0, 1], got {self.gamma} and {self.gae_lambda}")
+        for name in ("value_learning_rate", "value_width", "value_scale"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        if self.update.ratio != "token":
+            raise ConfigError(
+                "PPO-DT has an advantage an action and needs a ratio an action: update.ratio must be 'token', got"
+                f" {self.update.ratio!r}"
+            )
 
 
 class PPO:
@@ -169,6 +172,11 @@ class PPO:
         fresh = self.replay.rows["iteration"][row] == self.iteration if unchanged else None
         metrics = self.update.step(steps, weights, self.generator, fresh)
         loss = value_loss(self.value(own.observations), goals, own.mask)
+        if not torch.isfinite(loss):
+            raise NumericError(
+                f"the value network's loss stopped being finite in iteration {self.iteration + 1}: lower"
+                " value_learning_rate, or raise value_scale, and go on from the last checkpoint"
+            )
         self.value_optimizer.zero_grad()
         loss.backward()
         self.value_optimizer.step()
@@ -191,6 +199,7 @@ class PPO:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        self.value = None
         if state["value"] is not None:
             network = state["value"]["network"]
             self.value = self._make_value(len(network["observation_mean"]))

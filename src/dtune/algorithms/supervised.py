@@ -5,13 +5,13 @@ max E[log π(a | context)] under H(π) ≥ ρ, on windows whose returns-to-go ar
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import nn
 
 from dtune.algorithms.metrics import Metrics
-from dtune.algorithms.update import EntropyDual, make_optimizer
+from dtune.algorithms.update import EntropyDual, OptimizerName, make_optimizer
 from dtune.data.datasets import Dataset
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError, NumericError
@@ -25,7 +25,7 @@ class SupervisedConfig:
 
     context_length: int = 20
     """Steps in a training window, c_offline."""
-    optimizer: Literal["lamb", "adamw"] = "lamb"
+    optimizer: OptimizerName = "lamb"
     """LAMB is the paper's; AdamW moves small networks much faster."""
     learning_rate: float = 1e-4
     """Step size after warm-up."""
@@ -51,8 +51,14 @@ class SupervisedConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "grad_norm_clip", "entropy_coef"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # said so, NaN is refused as well
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        for name in ("warmup_updates", "weight_decay", "entropy_coef_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
+        if self.optimizer not in get_args(OptimizerName):
+            choices = ", ".join(get_args(OptimizerName))
+            raise ConfigError(f"optimizer must be one of {choices}, got {self.optimizer!r}")
 
 
 class Supervised:
@@ -82,9 +88,11 @@ class Supervised:
         """`updates_per_iteration` gradient steps."""
         self.metrics.begin()
         self.policy.train()
-        for _ in range(self.config.updates_per_iteration):
-            self.metrics.add_update(self._step())
-        self.policy.eval()
+        try:
+            for _ in range(self.config.updates_per_iteration):
+                self.metrics.add_update(self._step())
+        finally:
+            self.policy.eval()
         return self.metrics.end()
 
     def _step(self) -> dict[str, float]:

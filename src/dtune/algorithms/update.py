@@ -6,7 +6,7 @@ Everything below this floor maximises; here it is negated, differentiated and st
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,13 +26,14 @@ from dtune.models.lamb import Lamb
 from dtune.models.policy import TrainablePolicy
 
 Ratio = Literal["sequence", "geometric", "token"]
+OptimizerName = Literal["lamb", "adamw"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class UpdateConfig:
     """How the policy is moved. Defaults are Table 5's and Table 6's for MuJoCo."""
 
-    optimizer: Literal["lamb", "adamw"] = "lamb"
+    optimizer: OptimizerName = "lamb"
     """LAMB moves every tensor by a fixed share of its norm (the paper's); AdamW moves small networks much faster."""
     learning_rate: float = 5e-5
     """Step size of the policy. Raising it learns faster and makes ratios and swings larger."""
@@ -62,8 +63,14 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "clip_range", "grad_norm_clip", "entropy_coef"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:  # said so, NaN is refused as well
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        for name in ("decay_updates", "final_learning_rate", "weight_decay", "kl_coef", "entropy_coef_learning_rate"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
+        for name, choices in (("optimizer", get_args(OptimizerName)), ("ratio", get_args(Ratio))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         if self.reference_sync_interval < 1:
             raise ConfigError(
                 f"reference_sync_interval counts iterations and must be at least 1, got {self.reference_sync_interval}"
@@ -103,7 +110,7 @@ class EntropyDual:
 
 
 def make_optimizer(
-    policy: TrainablePolicy, kind: Literal["lamb", "adamw"], learning_rate: float, weight_decay: float
+    policy: TrainablePolicy, kind: OptimizerName, learning_rate: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """LAMB or AdamW over all parameters of `policy`."""
     if kind == "lamb":

@@ -36,6 +36,14 @@ class Episodes:
         steps = Steps(**{field.name: rows[field.name] for field in fields(Steps)})
         return cls(steps, rows["snapshots"], rows["final_observations"], rows["terminated"])
 
+    def __len__(self) -> int:
+        """Episodes."""
+        return len(self.terminated)
+
+    def take(self, rows: Int[Tensor, "taken"]) -> "Episodes":
+        """The episodes in `rows`, in that order."""
+        return Episodes.from_rows({name: value[rows] for name, value in self.rows().items()})
+
     @property
     def lengths(self) -> Int[Tensor, "batch"]:
         """Steps in each."""
@@ -242,7 +250,7 @@ def collect_episodes(
     *,
     sample: bool = True,
     snapshots: bool = False,
-) -> tuple[Episodes, int]:
+) -> tuple[Episodes, Episodes]:
     """Walks `count` fresh episodes to their ends.
 
     Args:
@@ -255,14 +263,11 @@ def collect_episodes(
         snapshots: keep what is needed to go back to any step.
 
     Returns:
-        The episodes without the faulty ones, and how many were faulty.
+        The sound episodes, and the faulty ones: of those, believe nothing but their lengths.
     """
     rollout = Rollout.begin(policy, simulator, count, return_to_go, generator)
     steps = rollout.advance(simulator.horizon, generator=generator if sample else None, snapshots=snapshots)
     recorded = rollout.snapshots if snapshots else torch.zeros(count, simulator.horizon, 0, dtype=torch.float64)
     episodes = Episodes(steps, recorded, rollout.final_observations, rollout.terminated)
-    faulty = rollout.faulty
-    if faulty.any():
-        good = (~faulty).nonzero().squeeze(1)
-        episodes = Episodes.from_rows({name: value[good] for name, value in episodes.rows().items()})
-    return episodes, int(faulty.sum())
+    sound, faulty = ((rollout.faulty == fault).nonzero().squeeze(1) for fault in (False, True))
+    return (episodes.take(sound) if len(faulty) else episodes), episodes.take(faulty)

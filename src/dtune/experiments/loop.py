@@ -70,9 +70,9 @@ class Evaluation:
         walked, faulty = collect_episodes(
             policy, self.simulator, self.episodes, self.return_to_go, generator, sample=False
         )
-        if faulty:
+        if len(faulty):
             raise NumericError(
-                f"{faulty} of {self.episodes} evaluation episodes met NaN or a simulator warning: the policy or"
+                f"{len(faulty)} of {self.episodes} evaluation episodes met NaN or a simulator warning: the policy or"
                 " the environment has broken down; the last checkpoint is intact"
             )
         returns = walked.returns.numpy()

@@ -1,0 +1,198 @@
+"""Every algorithm, small enough to learn on a point mass in seconds; and what it means that two are the same."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from pointmass import PointMass, TinyPolicy
+
+from dtune.algorithms.grpo import GRPO, GRPOConfig
+from dtune.algorithms.ppo import PPO, PPOConfig
+from dtune.algorithms.supervised import Supervised, SupervisedConfig
+from dtune.algorithms.update import UpdateConfig
+from dtune.data.datasets import Dataset
+from dtune.envs.rollout import collect_episodes
+from dtune.experiments.encoding import decode, encode
+
+GOAL = -3.0
+"""About what the best policy earns in an episode of 20 steps."""
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def grpo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> GRPO:
+    config = GRPOConfig(
+        return_to_go=GOAL,
+        context_length=context_length,
+        episodes_per_iteration=2,
+        replay_capacity=8,
+        reset_trajectories=4,
+        reset_points=2,
+        group_size=4,
+        subtrajectory_length=3,
+        lookahead_length=5,
+        return_margin=0.0,
+        subtrajectory_capacity=128,
+        batch_size=32,
+        update=replace(UpdateConfig(optimizer="adamw", learning_rate=3e-3, entropy_coef=1e-3), **(update or {})),
+    )
+    return GRPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), seeded(seed))
+
+
+def ppo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> PPO:
+    config = PPOConfig(
+        return_to_go=GOAL,
+        context_length=context_length,
+        episodes_per_iteration=8,
+        replay_capacity=16,
+        batch_size=64,
+        updates_per_iteration=8,
+        value_width=32,
+        value_learning_rate=1e-2,
+        update=replace(
+            UpdateConfig(ratio="token", optimizer="adamw", learning_rate=3e-3, entropy_coef=1e-3), **(update or {})
+        ),
+    )
+    return PPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), seeded(seed))
+
+
+def supervised(context_length: int = 1, *, seed: int = 0, **changes: Any) -> Supervised:
+    config = SupervisedConfig(
+        context_length=context_length,
+        optimizer="adamw",
+        learning_rate=3e-3,
+        warmup_updates=10,
+        batch_size=32,
+        updates_per_iteration=20,
+        entropy_coef=1e-3,
+    )
+    return Supervised(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+
+
+@dataclass(frozen=True)
+class Learner:
+    """An algorithm for the battery."""
+
+    make: Callable[..., Any]  # (context_length, *, seed, **changes of its config) -> the algorithm
+    iterations: int  # to reach -6 on the point mass
+
+    def __call__(self, *args: Any, **changes: Any) -> Any:
+        return self.make(*args, **changes)
+
+
+LEARNERS = {
+    "grpo": Learner(grpo, 20),
+    "ppo": Learner(ppo, 18),
+    "supervised": Learner(supervised, 5),
+}
+
+
+@dataclass
+class Walk:
+    """What a world saw of one walk of many rows: `[rows, steps, ...]`, NaN after a row's end."""
+
+    resumed: bool  # started by `restore`, not by `reset`
+    starts: torch.Tensor  # snapshots: position and clock
+    taken: list[torch.Tensor] = field(default_factory=list)
+
+    def _stack(self, part: slice) -> torch.Tensor:
+        return torch.stack(self.taken, 1)[..., part]
+
+    @property
+    def observations(self) -> torch.Tensor:
+        """Before each step."""
+        return self._stack(slice(0, 2))
+
+    @property
+    def actions(self) -> torch.Tensor:
+        return self._stack(slice(2, 4))
+
+    @property
+    def rewards(self) -> torch.Tensor:
+        return self._stack(slice(4, 5)).squeeze(-1)
+
+    @property
+    def steps(self) -> torch.Tensor:
+        """Rows that walked, at each step."""
+        return (~self.rewards.isnan()).sum(0)
+
+
+class Witness(PointMass):
+    """A point mass that writes down all that happens in it: what to hold an algorithm's word against."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.walks: list[Walk] = []
+
+    def reset(self, count, generator):
+        observations = super().reset(count, generator)
+        self.walks.append(Walk(False, torch.from_numpy(self.snapshot())))
+        return observations
+
+    def restore(self, snapshots):
+        observations = super().restore(snapshots)
+        self.walks.append(Walk(True, torch.from_numpy(self.snapshot())))
+        return observations
+
+    def step(self, actions):
+        walk = self.walks[-1]
+        seen = torch.full((len(walk.starts), 5), torch.nan, dtype=torch.float64)
+        seen[self.row, :2], seen[self.row, 2:4] = self.position, actions.double()
+        outcome = super().step(actions)
+        seen[self.row, 4] = outcome.rewards
+        walk.taken.append(seen)
+        return outcome
+
+    @property
+    def collected(self) -> list[Walk]:
+        return [walk for walk in self.walks if not walk.resumed]
+
+    @property
+    def grown(self) -> list[Walk]:
+        return [walk for walk in self.walks if walk.resumed]
+
+
+def walks_home(episodes: int = 16, horizon: int = 20) -> Dataset:
+    """Recorded episodes of somebody who goes straight to the origin, with a shaking hand."""
+    generator = seeded(5)
+    position = 2 * torch.rand(episodes, 2, generator=generator) - 1
+    observations, actions, rewards = [], [], []
+    for _ in range(horizon):
+        action = (-3 * position + 0.1 * torch.randn(episodes, 2, generator=generator)).tanh()
+        observations.append(position)
+        actions.append(action)
+        position = position + 0.2 * action
+        rewards.append(-position.norm(dim=1))
+    return Dataset(
+        observations=torch.stack(observations, 1).flatten(0, 1),
+        actions=torch.stack(actions, 1).flatten(0, 1),
+        rewards=torch.stack(rewards, 1).flatten(),
+        terminated=torch.zeros(episodes * horizon, dtype=torch.bool),
+        lengths=torch.full((episodes,), horizon),
+        name="walks home",
+    )
+
+
+def mean_return(policy: Any, episodes: int = 64) -> float:
+    """What the policy earns an episode with mean actions."""
+    walked, _ = collect_episodes(policy, PointMass(), episodes, GOAL, seeded(99), sample=False)
+    return walked.returns.mean().item()
+
+
+def parameters(policy: Any) -> torch.Tensor:
+    """All of them in a row, copied."""
+    return torch.cat([p.detach().flatten() for p in policy.parameters()]).clone()
+
+
+def same_state(a: Any, b: Any) -> bool:
+    """Whether two `state_dict`s are the same to the last bit."""
+    (first, ours), (second, theirs) = encode(a), encode(b)
+    return first == second and ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+
+
+def saved(state: dict[str, Any]) -> dict[str, Any]:
+    """The state as a checkpoint gives it back."""
+    return decode(*encode(state))

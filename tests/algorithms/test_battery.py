@@ -1,0 +1,211 @@
+"""What every algorithm keeps: a new one is one line in `learners.LEARNERS`."""
+
+import math
+
+import pytest
+import torch
+from learners import LEARNERS, Witness, mean_return, parameters, same_state
+from pointmass import PointMass
+
+from dtune.algorithms.grpo import GRPOConfig
+from dtune.algorithms.ppo import PPOConfig
+from dtune.algorithms.supervised import SupervisedConfig
+from dtune.algorithms.update import UpdateConfig
+from dtune.errors import ConfigError, DtuneError
+from dtune.experiments import checkpoint
+
+every = pytest.mark.parametrize("name", LEARNERS)
+both_contexts = pytest.mark.parametrize("context_length", [1, 5])
+
+
+@every
+@both_contexts
+def test_iterates(name, context_length):
+    algorithm = LEARNERS[name](context_length)
+    before = parameters(algorithm.policy)
+    first = algorithm.iterate(PointMass())
+    middle = parameters(algorithm.policy)
+    second = algorithm.iterate(PointMass())
+    assert algorithm.policy.context_length == context_length
+    assert not middle.equal(before)
+    assert not parameters(algorithm.policy).equal(middle)
+    assert first.keys() == second.keys()
+    assert all(isinstance(value, int | float) and math.isfinite(value) for value in (*first.values(), *second.values()))
+    assert {key.split("/")[0] for key in first} <= {"train", "rollout", "count"}
+    assert {"train/entropy", "train/entropy_coef", "train/grad_norm", "train/learning_rate"} <= first.keys()
+    assert second["count/gradient_steps"] > first["count/gradient_steps"] > 0
+
+
+@every
+@both_contexts
+def test_the_same_seed_gives_the_same_bits(name, context_length):
+    states, rows = [], []
+    for undisturbed in (0, 1):
+        torch.manual_seed(undisturbed)  # the global generator must not matter
+        algorithm, simulator = LEARNERS[name](context_length, seed=3), PointMass(box=1.3)
+        rows.append([algorithm.iterate(simulator) for _ in range(3)])
+        states.append(algorithm.state_dict())
+    assert same_state(*states)
+    assert rows[0] == rows[1]
+
+
+@every
+def test_another_seed_gives_others(name):
+    drawn = []
+    for seed in (0, 1):
+        algorithm = LEARNERS[name]()  # the same network
+        algorithm.generator.manual_seed(seed)
+        algorithm.iterate(PointMass())
+        drawn.append(parameters(algorithm.policy))
+    assert not drawn[0].equal(drawn[1])
+
+
+@every
+@both_contexts
+@pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
+def test_a_saved_run_goes_on_as_if_never_interrupted(name, context_length, optimizer, tmp_path):
+    def make(seed):
+        options = {"optimizer": optimizer} if name == "supervised" else {"update": {"optimizer": optimizer}}
+        return LEARNERS[name](context_length, seed=seed, **options)
+
+    undisturbed, simulator = make(0), PointMass(box=1.3)
+    for iteration in range(5):  # the reference is copied after the fourth: it lags behind the policy at the cut
+        if iteration == 2:
+            path = checkpoint.save(tmp_path, iteration, {"algorithm": undisturbed.state_dict()})
+        expected = undisturbed.iterate(simulator)
+    continued, simulator = make(7), PointMass(box=1.3)
+    continued.iterate(simulator)  # whatever it was before, and drew before
+    continued.load_state_dict(checkpoint.load(path)["algorithm"])
+    for _ in range(3):
+        got = continued.iterate(simulator)
+    assert got == expected
+    assert same_state(continued.state_dict(), undisturbed.state_dict())
+
+
+@every
+def test_a_run_can_go_back_to_its_very_start(name, tmp_path):
+    algorithm = LEARNERS[name]()
+    path = checkpoint.save(tmp_path, 0, {"algorithm": algorithm.state_dict()})
+    first = algorithm.iterate(PointMass())
+    algorithm.iterate(PointMass())
+    algorithm.load_state_dict(checkpoint.load(path)["algorithm"])
+    assert algorithm.iterate(PointMass()) == first
+
+
+@every
+@both_contexts
+@pytest.mark.parametrize("seed", [0, 1])
+def test_learns_to_walk_to_the_origin(name, context_length, seed):
+    algorithm, simulator = LEARNERS[name](context_length, seed=seed), PointMass()
+    assert mean_return(algorithm.policy) < -15
+    for _ in range(LEARNERS[name].iterations):
+        algorithm.iterate(simulator)
+    assert mean_return(algorithm.policy) > -6
+
+
+@every
+@pytest.mark.parametrize("faults", [{}, {1: 4, 40: 19}], ids=["sound", "faulty"])
+def test_counts_every_step_the_world_took(name, faults):
+    sizes = {"grpo": {"episodes_per_iteration": 8, "reset_trajectories": 64}, "ppo": {"episodes_per_iteration": 240}}
+    algorithm = LEARNERS[name](**sizes.get(name, {}))
+    simulator = Witness(box=1.2, faults=faults)
+    for _ in range(2):
+        row = algorithm.iterate(simulator)
+    sampled = algorithm.config.subtrajectory_length if name == "grpo" else 0
+    expected = {
+        "count/env_steps_trajectories": sum(int(walk.steps.sum()) for walk in simulator.collected),
+        "count/env_steps_subtrajectories": sum(int(walk.steps[:sampled].sum()) for walk in simulator.grown),
+        "count/env_steps_lookahead": sum(int(walk.steps[sampled:].sum()) for walk in simulator.grown),
+        "count/env_steps": sum(simulator.stepped),
+    }
+    assert {key: row[key] for key in expected} == expected
+    assert (row["count/env_steps"] > 0) == (name != "supervised")
+
+
+@every
+def test_leaves_the_policy_without_dropout(name):
+    algorithm = LEARNERS[name]()
+    algorithm.iterate(PointMass())
+    assert not algorithm.policy.training
+
+
+NUMBERS = [
+    (GRPOConfig, "group_size", 1),
+    (GRPOConfig, "lookahead_length", -1),
+    (GRPOConfig, "return_margin", -0.5),
+    (GRPOConfig, "return_margin", math.nan),
+    (GRPOConfig, "gamma", 0.0),
+    (GRPOConfig, "gamma", 1.01),
+    (GRPOConfig, "gamma", math.nan),
+    (GRPOConfig, "context_length", 0),
+    (GRPOConfig, "episodes_per_iteration", 0),
+    (GRPOConfig, "replay_capacity", 0),
+    (GRPOConfig, "reset_trajectories", 0),
+    (GRPOConfig, "reset_points", 0),
+    (GRPOConfig, "subtrajectory_length", 0),
+    (GRPOConfig, "subtrajectory_capacity", 0),
+    (GRPOConfig, "batch_size", 0),
+    (GRPOConfig, "passes", 0),
+    (GRPOConfig, "reset_selection", "actve"),
+    (GRPOConfig, "reset_context", "none"),
+    (PPOConfig, "context_length", 0),
+    (PPOConfig, "episodes_per_iteration", -2),
+    (PPOConfig, "replay_capacity", 0),
+    (PPOConfig, "updates_per_iteration", 0),
+    (PPOConfig, "batch_size", 1),
+    (PPOConfig, "gamma", 0.0),
+    (PPOConfig, "gamma", math.nan),
+    (PPOConfig, "gae_lambda", 1.1),
+    (PPOConfig, "gae_lambda", -0.1),
+    (PPOConfig, "value_learning_rate", 0.0),
+    (PPOConfig, "value_learning_rate", math.nan),
+    (PPOConfig, "value_width", 0),
+    (PPOConfig, "value_scale", -1.0),
+    (SupervisedConfig, "context_length", 0),
+    (SupervisedConfig, "batch_size", 0),
+    (SupervisedConfig, "updates_per_iteration", 0),
+    (SupervisedConfig, "learning_rate", 0.0),
+    (SupervisedConfig, "learning_rate", math.nan),
+    (SupervisedConfig, "grad_norm_clip", -0.5),
+    (SupervisedConfig, "entropy_coef", 0.0),
+    (SupervisedConfig, "entropy_coef_learning_rate", -1e-4),
+    (SupervisedConfig, "warmup_updates", -1),
+    (SupervisedConfig, "weight_decay", -1e-4),
+    (SupervisedConfig, "optimizer", "lmb"),
+    (UpdateConfig, "learning_rate", 0.0),
+    (UpdateConfig, "learning_rate", -5e-5),
+    (UpdateConfig, "learning_rate", math.nan),
+    (UpdateConfig, "clip_range", 0.0),
+    (UpdateConfig, "grad_norm_clip", 0.0),
+    (UpdateConfig, "entropy_coef", 0.0),
+    (UpdateConfig, "entropy_coef_learning_rate", -1e-4),
+    (UpdateConfig, "kl_coef", -1e-3),
+    (UpdateConfig, "weight_decay", -1e-4),
+    (UpdateConfig, "decay_updates", -1),
+    (UpdateConfig, "final_learning_rate", -1e-5),
+    (UpdateConfig, "reference_sync_interval", 0),
+    (UpdateConfig, "ratio", "sequnce"),
+    (UpdateConfig, "optimizer", "adam"),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"), NUMBERS, ids=[f"{c.__name__}-{name}={value}" for c, name, value in NUMBERS]
+)
+def test_refuses_settings_that_make_no_sense(config, name, value):
+    needed = {"return_to_go": 1.0} if config in (GRPOConfig, PPOConfig) else {}
+    sensible = config(**needed)
+    object.__setattr__(sensible, name, value)  # the tests' type checker would refuse some values before us
+    with pytest.raises(ConfigError) as refusal:
+        sensible.__post_init__()
+    sentence = str(refusal.value)
+    assert name in sentence
+    assert str(value) in sentence
+    assert len(sentence.split()) >= 6
+    assert isinstance(refusal.value, DtuneError)
+
+
+def test_ppo_refuses_ratios_of_sequences():
+    """Silently wrong otherwise: advantages an action against ratios a window would be paired all with all."""
+    with pytest.raises(ConfigError, match=r"update\.ratio.*'token'"):
+        PPOConfig(return_to_go=1.0, update=UpdateConfig())
