@@ -12,7 +12,8 @@ from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.algorithms.supervised import Supervised, SupervisedConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.data.datasets import Dataset
-from dtune.envs.rollout import collect_episodes
+from dtune.data.steps import Steps
+from dtune.envs.rollout import Episodes, collect_episodes
 from dtune.experiments.encoding import decode, encode
 
 GOAL = -3.0
@@ -31,9 +32,9 @@ def grpo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | Non
         replay_capacity=8,
         reset_trajectories=4,
         reset_points=2,
-        group_size=4,
-        subtrajectory_length=3,
-        lookahead_length=5,
+        group_size=GROUP,
+        subtrajectory_length=LENGTH,
+        lookahead_length=LOOKAHEAD,
         return_margin=0.0,
         subtrajectory_capacity=128,
         batch_size=32,
@@ -196,3 +197,39 @@ def same_state(a: Any, b: Any) -> bool:
 def saved(state: dict[str, Any]) -> dict[str, Any]:
     """The state as a checkpoint gives it back."""
     return decode(*encode(state))
+
+
+# --- what an iteration of GRPO did, by the world's account -------------------------------------------------------
+
+LENGTH, LOOKAHEAD, GROUP = 3, 5, 4
+"""Of `grpo` above: steps of a sub-trajectory and of its lookahead, members of a group."""
+
+
+def own_steps(algorithm: GRPO) -> Steps:
+    """What is to be learned from, without the context before it."""
+    rows = algorithm.buffer.rows
+    return Steps(**{name: rows[name] for name in vars(Episodes.from_rows(algorithm.replay.rows).steps)}).slice_time(
+        algorithm.config.context_length - 1
+    )
+
+
+def groups(values: torch.Tensor) -> torch.Tensor:
+    return values.view(-1, GROUP, *values.shape[1:])
+
+
+def returns_seen(simulator: Witness, gamma: float, counted: int = LENGTH + LOOKAHEAD) -> torch.Tensor:
+    """Discounted returns of the last walk from reset points, by the world's own account: `[groups, group]`."""
+    rewards = simulator.grown[-1].rewards[:, :counted].nan_to_num(0.0)
+    return groups(sum(gamma**j * rewards[:, j] for j in range(rewards.shape[1])))
+
+
+def standardised(returns: torch.Tensor) -> torch.Tensor:
+    return (returns - returns.mean(1, keepdim=True)) / returns.std(1, keepdim=True)
+
+
+def points_of(algorithm: GRPO) -> dict[tuple[float, ...], tuple[int, int]]:
+    """Episode and step in the replay of every snapshot there."""
+    replay = algorithm.replay.rows
+    return {
+        tuple(replay["snapshots"][row, step].tolist()): (row, step) for row, step in replay["mask"].nonzero().tolist()
+    }
