@@ -27,7 +27,10 @@ from dtune.models.critics import ValueNetwork
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.lamb import Lamb
 
-COLUMNS_6 = "n_batch c_offline c_online g_online L_traj L_eval gamma epsilon delta_r lr_policy kappa_initial".split()
+COLUMNS_6 = [
+    "n_batch", "c_offline", "c_online", "g_online", "L_traj", "L_eval",
+    "gamma", "epsilon", "delta_r", "lr_policy", "kappa_initial",
+]  # fmt: skip
 ROWS_6 = {
     "hopper-medium-v2": [256, 20, 1, 7200, 15, 400, 0.995, 0.2, 2.0, 5e-05, 0.2],
     "hopper-medium-replay-v2": [256, 20, 1, 7200, 15, 400, 0.995, 0.2, 2.0, 5e-05, 0.2],
@@ -39,9 +42,10 @@ ROWS_6 = {
     "ant-medium-replay-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.04],
     "ant-random-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.2],
 }
-COLUMNS_7 = (
-    "n_batch c_offline c_online g_online K_ppo lr_policy lr_value kappa_initial epsilon gamma gae_lambda".split()
-)
+COLUMNS_7 = [
+    "n_batch", "c_offline", "c_online", "g_online", "K_ppo", "lr_policy",
+    "lr_value", "kappa_initial", "epsilon", "gamma", "gae_lambda",
+]  # fmt: skip
 ROWS_7 = {
     "hopper-medium-v2": [256, 20, 1, 7200, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
     "hopper-medium-replay-v2": [256, 20, 1, 7200, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],

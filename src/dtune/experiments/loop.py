@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ EVALUATION_SEED = 1_000_003
 """Evaluations of a run all start from the same states, so that they can be compared with each other."""
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """Somebody's idea of learning: one file."""
 

@@ -1,0 +1,61 @@
+"""A pretrained Hopper policy, and runs of it, as small as they get: seconds, whoever asks."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PRETRAIN = [
+    "pretrain", "hopper-random-v2", "--scale", "small", "--iterations", "1", "--evaluation-episodes", "2",
+    "--random-episodes", "6", "--model.layers", "1", "--model.heads", "2", "--model.width", "16",
+    "--algorithm.updates-per-iteration", "4", "--algorithm.batch-size", "8",
+]  # fmt: skip
+
+_RUN = ["--scale", "small", "--iterations", "6", "--evaluation-episodes", "2", "--evaluate-every", "3"]
+
+GRPO = [
+    "finetune", "grpo/hopper-random-v2", *_RUN, "--checkpoint-every", "2",
+    "--algorithm.replay-capacity", "2", "--algorithm.reset-trajectories", "2", "--algorithm.group-size", "3",
+    "--algorithm.subtrajectory-length", "3", "--algorithm.lookahead-length", "2",
+    "--algorithm.subtrajectory-capacity", "12", "--algorithm.batch-size", "4",
+]  # fmt: skip
+
+PPO = [
+    "finetune", "ppo/hopper-random-v2", *_RUN, "--checkpoint-every", "2",
+    "--algorithm.episodes-per-iteration", "2", "--algorithm.replay-capacity", "4", "--algorithm.batch-size", "8",
+    "--algorithm.updates-per-iteration", "2",
+]  # fmt: skip
+
+COMMANDS = {"grpo": GRPO, "ppo": PPO}
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """One thread, and no dataset of the user's."""
+    return os.environ | {"OMP_NUM_THREADS": "1", "DTUNE_DATA": str(folder / "data"), "PYTHONWARNINGS": "ignore"}
+
+
+def start(arguments: Sequence[str], folder: Path, *, before: str = "") -> subprocess.Popen[str]:
+    """`dtune …` in a process of its own, in `folder`; `before` is Python to run first."""
+    script = f"import sys\n{before}\nfrom dtune.cli import main\nmain(sys.argv[1:])"
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        cwd=folder,
+        env=environment(folder),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """Waits for the end: exit code, standard output, standard error."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """What a run is about, byte for byte: its record and its last state."""
+    last = run / "checkpoints" / "last"
+    files = [run / "metrics.csv", *sorted(last.iterdir()), run / "checkpoints" / "best" / "policy.safetensors"]
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
