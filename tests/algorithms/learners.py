@@ -1,7 +1,7 @@
 """Every algorithm, small enough to learn on a point mass in seconds; and what it means that two are the same."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from dtune.algorithms.supervised import Supervised, SupervisedConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
-from dtune.envs.rollout import Episodes, collect_episodes
-from dtune.experiments.encoding import decode, encode
+from dtune.envs.rollout import collect_episodes
+from dtune.experiments.encoding import encode
 
 GOAL = -3.0
 """About what the best policy earns in an episode of 20 steps."""
@@ -194,11 +194,6 @@ def same_state(a: Any, b: Any) -> bool:
     return first == second and ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
 
 
-def saved(state: dict[str, Any]) -> dict[str, Any]:
-    """The state as a checkpoint gives it back."""
-    return decode(*encode(state))
-
-
 # --- what an iteration of GRPO did, by the world's account -------------------------------------------------------
 
 LENGTH, LOOKAHEAD, GROUP = 3, 5, 4
@@ -207,10 +202,8 @@ LENGTH, LOOKAHEAD, GROUP = 3, 5, 4
 
 def own_steps(algorithm: GRPO) -> Steps:
     """What is to be learned from, without the context before it."""
-    rows = algorithm.buffer.rows
-    return Steps(**{name: rows[name] for name in vars(Episodes.from_rows(algorithm.replay.rows).steps)}).slice_time(
-        algorithm.config.context_length - 1
-    )
+    rows = {part.name: algorithm.buffer.rows[part.name] for part in fields(Steps)}
+    return Steps(**rows).slice_time(algorithm.config.context_length - 1)
 
 
 def groups(values: torch.Tensor) -> torch.Tensor:
@@ -233,3 +226,33 @@ def points_of(algorithm: GRPO) -> dict[tuple[float, ...], tuple[int, int]]:
     return {
         tuple(replay["snapshots"][row, step].tolist()): (row, step) for row, step in replay["mask"].nonzero().tolist()
     }
+
+
+# --- what the updates of PPO were given ---------------------------------------------------------------------------
+
+
+@dataclass
+class Batch:
+    """What one policy update was given, and what it said."""
+
+    steps: Steps
+    advantages: torch.Tensor
+    fresh: torch.Tensor | None
+    metrics: dict[str, float]
+
+    def own(self, context_length: int) -> Steps:
+        """The actions learned from, without their history."""
+        return self.steps.slice_time(context_length - 1)
+
+
+def spied(algorithm: PPO) -> list[Batch]:
+    """The batches of every update from now on."""
+    seen, step = [], algorithm.update.step
+
+    def spy(steps, advantages, generator, fresh):
+        metrics = step(steps, advantages, generator, fresh)
+        seen.append(Batch(steps, advantages, fresh, metrics))
+        return metrics
+
+    algorithm.update.step = spy
+    return seen
