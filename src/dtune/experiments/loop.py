@@ -65,6 +65,12 @@ class Evaluation:
     task: str | None = None
     """Name of a task or dataset with reference scores; None leaves the normalised score out."""
 
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise ConfigError(f"an evaluation needs at least 1 episode, got {self.episodes}")
+        if not abs(self.return_to_go) <= torch.finfo(torch.float32).max:
+            raise ConfigError(f"a return to ask for is a finite number of float32, got {self.return_to_go}")
+
     def __call__(self, policy: Policy) -> dict[str, float]:
         """Returns, lengths and D4RL-normalised scores by metric key; ± is the deviation over episodes."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)

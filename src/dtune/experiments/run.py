@@ -90,7 +90,7 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
         DataError: if there are no data, or data that do not fit the task.
         ConfigError: if the folder holds a run with other settings.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.network_threads)
     with locked(directory):
         info = task_info(config.dataset)
         path = data or find_data(config)
@@ -107,11 +107,9 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
             ),
             generator,
         )
-        settle_config(directory, config, may_change=MAY_CHANGE)  # now that nothing else is to be refused
-        say = write_meta(directory, dataset=path)
         policy.set_statistics(*dataset.observation_statistics())
         algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
-        return _train(config, algorithm, directory, f"pretrain {config.dataset}", say, max(1, config.iterations))
+        return _train(config, algorithm, directory, path, f"pretrain {config.dataset}")
 
 
 def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Rows:
@@ -120,7 +118,7 @@ def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Ro
     Raises:
         ConfigError: if the folder holds a run with other settings, or the policy does not fit the task.
     """
-    torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.network_threads)
     with locked(directory):
         start = find_checkpoint(policy)
         info = task_info(config.dataset)
@@ -131,40 +129,39 @@ def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Ro
                 f"{start} observes {sizes[0]} numbers and acts with {sizes[1]}, but {info.name} has"
                 f" {info.observation_dim} and {info.action_dim}: give a policy pretrained for {info.name}"
             )
-        settle_config(directory, config, may_change=MAY_CHANGE)  # now that nothing else is to be refused
-        say = write_meta(directory, dataset=start)
         generator = torch.Generator().manual_seed(config.seed)
         algorithm = ALGORITHMS[type(config.algorithm)](network, config.algorithm, generator)
         title = f"{type(algorithm).__name__}-DT {config.dataset}"
-        return _train(config, algorithm, directory, title, say, config.evaluate_every)
+        return _train(config, algorithm, directory, start, title)
 
 
 def _train(
-    config: PretrainConfig | FinetuneConfig,
-    algorithm: Algorithm,
-    directory: Path,
-    title: str,
-    say: str | None,
-    evaluate_every: int,
+    config: PretrainConfig | FinetuneConfig, algorithm: Algorithm, directory: Path, source: Path, title: str
 ) -> Rows:
+    """The loop in a run folder; `source` is the file or folder that the run begins from."""
+    simulator = make_simulator(config.dataset, config.threads)
+    if isinstance(config, PretrainConfig):
+        goal, evaluate_every, checkpoint_every = config.return_to_go, max(1, config.iterations), 4
+    else:
+        goal = config.algorithm.return_to_go
+        evaluate_every, checkpoint_every = config.evaluate_every, config.checkpoint_every
+    evaluation = Evaluation(
+        simulator=simulator, return_to_go=goal, episodes=config.evaluation_episodes, task=config.dataset
+    )
+    schedule = Schedule(iterations=config.iterations, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    settle_config(directory, config, may_change=MAY_CHANGE)  # after all else that can be refused
+    say = write_meta(directory, dataset=source)
     if say:
         print(say, flush=True)
-    simulator = make_simulator(config.dataset, config.threads)
-    goal = config.return_to_go if isinstance(config, PretrainConfig) else config.algorithm.return_to_go
     assert isinstance(algorithm.policy, DecisionTransformer)
+    documents = describe(algorithm.policy, dataset=config.dataset, return_to_go=goal, seed=config.seed)
     return train(
         algorithm,
         simulator,
-        Schedule(
-            iterations=config.iterations,
-            evaluate_every=evaluate_every,
-            checkpoint_every=config.checkpoint_every if isinstance(config, FinetuneConfig) else 4,
-        ),
-        evaluation=Evaluation(
-            simulator=simulator, return_to_go=goal, episodes=config.evaluation_episodes, task=config.dataset
-        ),
+        schedule,
+        evaluation=evaluation,
         directory=directory,
-        documents=describe(algorithm.policy, dataset=config.dataset, return_to_go=goal, seed=config.seed),
+        documents=documents,
         title=title,
     )
 
@@ -181,9 +178,8 @@ def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = Non
     Returns:
         Metrics by key, and `dataset`, `return_to_go`, `checkpoint`.
     """
-    for name, count in (("episodes", episodes), ("threads", threads)):
-        if count < 1:
-            raise ConfigError(f"{name} must be at least 1, got {count}")
+    if threads < 1:
+        raise ConfigError(f"threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
     directory = find_checkpoint(path).resolve()
     policy, about = load_policy(directory), read_about(directory)
