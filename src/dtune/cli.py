@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 import traceback
@@ -37,16 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     given = [argument for argument in given if argument != "--debug"]
-    if not given or given[0] in ("-h", "--help"):
-        print(USAGE, file=sys.stdout if given else sys.stderr)
-        sys.exit(0 if given else 2)
     try:
-        command = COMMANDS.get(given[0])
-        if command is None:
-            raise ConfigError(f"there is no command {given[0]!r}: choose one of {', '.join(COMMANDS)}")
-        command(given[1:])
+        try:
+            _run(given)
+        finally:
+            sys.stdout.flush()  # here, where its failing can still be caught
     except BrokenPipeError:  # the reader of our output has gone, as `dtune … | head` does
-        sys.stdout = None  # nothing left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
         sys.exit(1)
     except (Exception, KeyboardInterrupt) as error:
         if debug:
@@ -54,6 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence, code = _explain(error)
         print(f"dtune: {sentence}", file=sys.stderr)
         sys.exit(code)
+
+
+def _run(given: list[str]) -> None:
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stdout if given else sys.stderr)
+        sys.exit(0 if given else 2)
+    command = COMMANDS.get(given[0])
+    if command is None:
+        raise ConfigError(f"there is no command {given[0]!r}: choose one of {', '.join(COMMANDS)}")
+    command(given[1:])
 
 
 def _explain(error: BaseException) -> tuple[str, int]:
@@ -88,8 +96,11 @@ def _parse(kind: type[Config], name: str, arguments: list[str]) -> Config:
 
 def _sentence(box: str) -> str:
     """The message in one of tyro's boxes, and the options it believes were meant."""
-    body = [line.strip("│ \n") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    message, _, rest = "\n".join(body).partition("───")
+    body = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = re.split("[─-]{9,}", "\n".join(body))
+    if "╭" not in box:  # where there is no UTF-8, the title is a part of its own
+        parts = parts[1:]
+    message, rest = parts[0], "".join(parts[1:])
     message = re.sub(r"^Error parsing run[.\w]*: ", "", " ".join(message.split()))
     meant = re.findall(r"^--\S+", rest, re.MULTILINE) if "Perhaps you meant" in rest else []
     return message.rstrip(".") + (f" (perhaps you meant {' or '.join(meant)})" if meant else "")

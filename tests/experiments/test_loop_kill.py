@@ -74,12 +74,6 @@ def within(arguments: list[str], folder: Path) -> None:
     torch.set_num_threads(threads)
 
 
-def test_two_processes_write_the_same_bytes(pretrained, tmp_path, undisturbed):
-    code, _, err = finish(start(command("ppo", pretrained), tmp_path))
-    assert (code, err) == (0, "")
-    assert outcome(tmp_path / "run") == undisturbed["ppo"]
-
-
 def die(arguments: list[str], folder: Path, chance: random.Random) -> bool:
     """Runs the command and kills it at a random moment of its work; whether it had not ended before."""
     done = rows(folder / "run")
