@@ -53,7 +53,9 @@ class PretrainConfig:
     evaluation_episodes: int = 20
     """Episodes the result is evaluated on, with mean actions."""
     threads: int = 1
-    """CPU threads for the physics, and for the network."""
+    """CPU threads for the physics. Results do not depend on it."""
+    network_threads: int = 1
+    """CPU threads for the network. Small networks are slower with more than one."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "random_episodes", "evaluation_episodes", "threads")
@@ -78,7 +80,9 @@ class FinetuneConfig:
     checkpoint_every: int = 10
     """Iterations between checkpoints; the most that a power cut loses."""
     threads: int = 1
-    """CPU threads for the physics, and for the network."""
+    """CPU threads for the physics. Results do not depend on it."""
+    network_threads: int = 1
+    """CPU threads for the network. Small networks are slower with more than one."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "evaluate_every", "evaluation_episodes", "checkpoint_every", "threads")
