@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from dtune.envs.tasks import normalized_score, task_info
 from dtune.errors import DtuneError
 from dtune.experiments import presets, run
 from dtune.experiments.record import read_rows
@@ -54,8 +56,11 @@ def run_demo(config: DemoConfig) -> None:
     draw_curves(records, figure)
     console = Console()
     console.print(_results(_timed(start, folder / "pretrain"), records, config.dataset))
-    console.print(f"score: D4RL's normalisation. Finetuned rows: mean of the last {FINAL_EVALUATIONS} evaluations")
-    console.print("of 20 episodes, with mean actions; ± over episodes; best: the best single evaluation.")
+    print(
+        f"score: normalised as D4RL's; standing still for 1,000 steps would score {standing_still(config.dataset):.1f}"
+    )
+    print(f"after finetuning: all episodes of the last {FINAL_EVALUATIONS} evaluations together; ± over episodes;")
+    print("best: the best single evaluation; steps: of the environment, in finetuning; seconds: of training")
     console.print(
         f"learning curves: {figure}\nrun folders:     {folder}/{{pretrain,{','.join(METHODS)}}}", soft_wrap=True
     )
@@ -158,9 +163,15 @@ def final(rows: Rows) -> dict[str, float]:
     return result
 
 
+def standing_still(dataset: str) -> float:
+    """Score of earning the healthy reward of 1 to the end of the episode, and nothing else."""
+    return normalized_score(dataset, float(task_info(dataset).horizon))
+
+
 def _results(start: Rows, records: dict[str, Rows], dataset: str) -> Table:
-    table = Table("", "return", "score", "best", "episode length", "reward/step", "env steps", "seconds", title=dataset)
-    for name, rows in {"DT (pretrained)": start[-1:], **records}.items():
+    names = ("", "return", "score", "best", "length", "per step", "steps", "seconds")
+    table = Table(*names, title=f"{dataset}, episodes of mean actions", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name, rows in {"DT": start[-1:], **records}.items():
         end, last = final(rows), rows[-1]
         table.add_row(
             name,
@@ -192,7 +203,6 @@ def draw_curves(records: dict[str, Rows], path: Path) -> None:
             judged = [row for row in rows if "eval/normalized_score" in row]
             across = [row.get(key, 0.0) / unit for row in judged]
             axis.plot(across, [row["eval/normalized_score"] for row in judged], marker=".", label=name)
-        axis.axhline(31.5, color="grey", linewidth=0.8, linestyle=":")
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("normalised score")
