@@ -75,6 +75,18 @@ def test_group_advantages_by_hand():
     assert advantages.tolist() == [[-1, 0, 1]]
 
 
+def test_group_advantages_on_the_scale_of_the_batch_by_hand():
+    """Deviations (-1, 0, 1) and (-10, 0, 10): pooled variance (2 + 200) / (2 + 2) = 50.5."""
+    returns = torch.tensor([[1.0, 2.0, 3.0], [0.0, 10.0, 20.0]], dtype=torch.float64)
+    expected = torch.tensor([[-1.0, 0.0, 1.0], [-10.0, 0.0, 10.0]], dtype=torch.float64) / 50.5**0.5
+    torch.testing.assert_close(group_advantages(returns, scale="batch"), expected)
+    broken = returns.clone()
+    broken[0, 1] = float("nan")  # left out: deviations (-1, 1) and (-10, 0, 10), pooled (2 + 200) / (1 + 2)
+    valid = ~broken.isnan()
+    expected = torch.tensor([[-1.0, 0.0, 1.0], [-10.0, 0.0, 10.0]], dtype=torch.float64) / (202 / 3) ** 0.5
+    torch.testing.assert_close(group_advantages(broken, valid=valid, scale="batch"), expected)
+
+
 def test_group_advantages_use_the_unbiased_standard_deviation():
     returns = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     advantages = group_advantages(returns)

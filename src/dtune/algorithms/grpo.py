@@ -9,7 +9,7 @@ counted in the return (Eq. 2)     ├──────────────�
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +22,13 @@ from dtune.data.steps import Steps, concatenate
 from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
 from dtune.envs.simulator import Restorable
 from dtune.errors import ConfigError
-from dtune.functional.advantages import discounted_return, group_advantages, outside_margin, returns_to_go
+from dtune.functional.advantages import (
+    AdvantageScale,
+    discounted_return,
+    group_advantages,
+    outside_margin,
+    returns_to_go,
+)
 from dtune.functional.sampling import draw_steps, reset_point_distribution
 from dtune.models.policy import TrainablePolicy
 
@@ -59,6 +65,9 @@ class GRPOConfig:
     """Discount of rewards over a sub-trajectory and its lookahead."""
     return_margin: float = 2.0
     """Members whose return is this close to their group's mean are dropped, Δ_r, in reward units."""
+    advantage_scale: AdvantageScale = "group"
+    """What a member's distance from its group's mean is divided by: the deviation of its group (Eq. 2), or that of
+    all of the iteration's groups together, so that groups in which more is at stake count for more."""
     relabel: bool = False
     """Train on the returns achieved instead of those asked for: the mistake of Sec. 3.1, kept for Fig. 1."""
     subtrajectory_capacity: int = 2048
@@ -83,6 +92,8 @@ class GRPOConfig:
             raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
         if self.reset_selection not in ("active", "uniform"):
             raise ConfigError(f'reset_selection must be "active" or "uniform", got {self.reset_selection!r}')
+        if self.advantage_scale not in get_args(AdvantageScale):
+            raise ConfigError(f'advantage_scale must be "group" or "batch", got {self.advantage_scale!r}')
         if self.reset_context not in ("fresh", "parent"):
             raise ConfigError(f'reset_context must be "fresh" or "parent", got {self.reset_context!r}')
         counts = (
@@ -119,7 +130,7 @@ class GRPO:
         episodes = Episodes.from_rows(self.replay.rows)
         points = self._choose_reset_points(episodes)  # 3, 4, 5
         members, returns, valid = self._grow_groups(simulator, points)  # 6
-        advantages = group_advantages(returns, valid=valid).float()  # 7
+        advantages = group_advantages(returns, valid=valid, scale=self.config.advantage_scale).float()  # 7
         self._remember(members, advantages, outside_margin(returns, self.config.return_margin, valid=valid))  # 8
         self._optimise()  # 9
         self.iteration += 1

@@ -4,9 +4,13 @@ Shapes: `batch` trajectories or groups, `time` steps, `group` members of one gro
 `mask` is True; whatever stands in padding, NaN included, never reaches a result.
 """
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
+
+AdvantageScale = Literal["group", "batch"]
 
 EQUAL_RETURNS = 1e-6
 """A group whose standard deviation is at most this share of its largest |return| is a group of equal returns:
@@ -59,12 +63,16 @@ def group_advantages(
     returns: Float[Tensor, "batch group"],
     eps: float = 1e-8,
     valid: Bool[Tensor, "batch group"] | None = None,
+    *,
+    scale: AdvantageScale = "group",
 ) -> Float[Tensor, "batch group"]:
     """Standardises returns within each group (Eq. 2): Âᵢ = (Rᵢ - mean(R)) / std(R).
 
     Args:
         returns: one return for each member of each group, in environment reward units.
         eps: added to the standard deviation.
+        scale: divide by the deviation of the member's own group, as Eq. 2 does, or by that of all groups together,
+            pooled: then a group in which more is at stake counts for more.
         valid: False on members to leave out (a simulator that failed, say): they count in neither the mean
             nor the standard deviation, may be NaN, and get advantage 0. None where all members count.
 
@@ -81,7 +89,10 @@ def group_advantages(
     centred, largest = _centre(returns, valid)
     # a group of one has no spread: 0 / 1 rather than 0 / 0
     std = (centred.square().sum(-1, keepdim=True) / (valid.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt()
-    return (centred / (std + eps)).masked_fill(std <= EQUAL_RETURNS * largest, 0)
+    spread = std
+    if scale == "batch":
+        spread = (centred.square().sum() / (valid.sum(-1) - 1).clamp(min=0).sum().clamp(min=1)).sqrt()
+    return (centred / (spread + eps)).masked_fill(std <= EQUAL_RETURNS * largest, 0)
 
 
 def outside_margin(
