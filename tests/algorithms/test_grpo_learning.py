@@ -116,7 +116,9 @@ def test_relabelling_breaks_the_ratios(context_length):
 def test_relabelling_takes_the_returns_of_the_whole_walk_and_scores_as_without():
     algorithm, simulator = grpo(relabel=True), Witness()
     algorithm.iterate(simulator)
-    rewards = simulator.grown[-1].rewards.nan_to_num(0.0)
+    walk = simulator.grown[-1]
+    assert (~walk.rewards.isnan()).sum(1).equal(20 - walk.starts[:, 2].long())  # to the end of the episode
+    rewards = walk.rewards.nan_to_num(0.0)
     achieved = rewards.flip(1).cumsum(1).flip(1)[:, :LENGTH]
     own = own_steps(algorithm)
     torch.testing.assert_close(own.returns_to_go[own.mask], achieved.float()[own.mask])
