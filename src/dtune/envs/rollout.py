@@ -110,7 +110,7 @@ class Rollout:
         terminated: `[batch]` whether a walk's task has ended (never because time ran out).
         faulty: `[batch]` walks the simulator reported broken numbers for; they ended there.
         final_observations: `[batch, obs]` what ended walks saw last.
-        snapshots: `[batch, steps, snapshot]` of the last `advance` that was asked for them.
+        snapshots: `[batch, steps, snapshot]` of the last `advance`; empty if it was not asked for them.
     """
 
     def __init__(
