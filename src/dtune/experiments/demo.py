@@ -51,7 +51,7 @@ def run_demo(config: DemoConfig) -> None:
     start = run.pretrain_preset(pretraining, folder / "pretrain")
     commands = {method: _command(config, folder, method) for method in METHODS}
     _side_by_side(commands, folder)
-    records = {METHODS[method]: _record(folder / method) for method in METHODS}
+    records = {METHODS[method]: read_record(folder / method) for method in METHODS}
     figure = folder / "curves.png"
     draw_curves(records, figure)
     console = Console()
@@ -83,7 +83,7 @@ def _side_by_side(commands: dict[str, list[str]], folder: Path) -> None:
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             while any(process.poll() is None for process in running.values()):
                 time.sleep(0.5)
-                progress = {method: _record(folder / method) for method in commands}
+                progress = {method: read_record(folder / method) for method in commands}
                 if console.is_terminal:
                     live.update(_progress(progress))
                 elif time.monotonic() - printed > 10:
@@ -101,7 +101,7 @@ def _side_by_side(commands: dict[str, list[str]], folder: Path) -> None:
             raise DtuneError(f"{METHODS[method]} stopped ({process.returncode}): {said[-1] if said else 'no message'}")
 
 
-def _record(folder: Path) -> Rows:
+def read_record(folder: Path) -> Rows:
     """Metrics and timing of a run so far, row by row."""
     if not (folder / "metrics.csv").exists():
         return []
