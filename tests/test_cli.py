@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,7 +108,9 @@ def test_help_of_a_preset_lists_its_options_by_their_part(dtune, command, monkey
     parts = {"pretrain": {"--model.width"}, "finetune": {"--algorithm.group-size", "--algorithm.update.clip-range"}}
     assert options >= shared | parts[command]
     assert "--dataset" not in options  # it was said
-    assert "default: 128" in said.out if command == "finetune" else "default: 64" in said.out  # of the scale
+    defaults = re.findall(r"--algorithm\.batch-size INT\b.*?default: (\d+)", said.out, re.DOTALL)
+    small = presets.pretraining if command == "pretrain" else partial(presets.finetuning, names[0].split("/")[0])
+    assert defaults[0] == str(small("hopper-medium-v2", "small").algorithm.batch_size)  # of the scale asked for
 
 
 # Each command
@@ -209,8 +212,10 @@ def test_the_same_number_typed_is_no_other_setting(dtune, pretrained):
     arguments = [*GRPO, "--policy", pretrained, "--out", "run"]
     arguments[arguments.index("--iterations") + 1] = "0"
     assert dtune(*arguments).code == 0
-    same = ["--algorithm.return-to-go", "7200", "--algorithm.gamma", "0.995", "--algorithm.return-margin", "0"]
-    assert dtune(*arguments, *same, "--algorithm.update.learning-rate", "3e-4") == dtune(*arguments)
+    algorithm = presets.finetuning("grpo", "hopper-random-v2", "small").algorithm
+    same = ["--algorithm.return-to-go", "7200", "--algorithm.gamma", f"{algorithm.gamma:g}"]
+    rate = f"{algorithm.update.learning_rate:e}"
+    assert dtune(*arguments, *same, "--algorithm.update.learning-rate", rate) == dtune(*arguments)
 
 
 def test_without_a_policy_pretraining_comes_first(dtune, asked):

@@ -209,11 +209,19 @@ def test_every_preset_builds(dataset, scale):
         preset = finetuning(method, dataset, scale)
         assert preset.dataset == dataset
         assert preset.iterations > 0
-        assert preset.algorithm.return_to_go == ROWS_6[dataset][3]
         algorithm = kind(policy, preset.algorithm, torch.Generator().manual_seed(0))
         assert policy.context_length == 1
         assert algorithm.update.entropy_dual.target == -info.action_dim
-        assert isinstance(algorithm.update.optimizer, Lamb) == (scale == "paper")
+        assert scale == "small" or isinstance(algorithm.update.optimizer, Lamb)
+
+
+def test_the_small_scale_is_smaller():
+    for name in NAMES:
+        small, paper = pretraining(name, "small"), pretraining(name, "paper")
+        assert small.model.layers * small.model.width**2 < paper.model.layers * paper.model.width**2 / 50
+        assert small.algorithm.context_length == paper.algorithm.context_length
+        for method in METHODS:
+            assert finetuning(method, name, "small") != finetuning(method, name, "paper")
 
 
 def test_the_papers_network_has_13_million_parameters():
@@ -252,6 +260,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         ("evaluate_every", 0),
         ("checkpoint_every", 0),
         ("threads", 0),
+        ("network_threads", 0),
     ],
 )
 def test_impossible_counts_are_refused(field, value):

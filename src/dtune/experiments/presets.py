@@ -58,7 +58,7 @@ class PretrainConfig:
     """CPU threads for the network. Small networks are slower with more than one."""
 
     def __post_init__(self) -> None:
-        _check_counts(self, "random_episodes", "evaluation_episodes", "threads")
+        _check_counts(self, "random_episodes", "evaluation_episodes", "threads", "network_threads")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,8 @@ class FinetuneConfig:
     """CPU threads for the network. Small networks are slower with more than one."""
 
     def __post_init__(self) -> None:
-        _check_counts(self, "evaluate_every", "evaluation_episodes", "checkpoint_every", "threads")
+        names = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "threads", "network_threads")
+        _check_counts(self, *names)
 
 
 def _check_counts(config: PretrainConfig | FinetuneConfig, *names: str) -> None:
