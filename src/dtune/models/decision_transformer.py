@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
@@ -63,16 +63,32 @@ class Block(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(
-        self, x: Float[Tensor, "batch tokens width"], visible: Bool[Tensor, "batch 1 tokens tokens"] | None
-    ) -> Float[Tensor, "batch tokens width"]:
-        """Each token attends to the tokens `visible` to it; None: itself and all before it."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(self.norm_attention(x)).view(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, N, 3, H, D) -> 3 of (B, H, N, D)
+        self,
+        x: Float[Tensor, "batch tokens width"],
+        visible: Bool[Tensor, "batch 1 tokens tokens"] | None,
+        *,
+        last: bool,
+    ) -> Float[Tensor, "batch out width"]:
+        """Each token attends to the tokens `visible` to it; None: itself and all before it.
+
+        Behind the `last` block only the state tokens are read: there, only they ask, and only they come out.
+        """
+        width, normed = x.shape[-1], self.norm_attention(x)
+        asking = normed[:, 1::3] if last else normed
+        query = linear(asking, self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1))
+        keys = linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).unflatten(-1, (2, self.heads, -1))
+        key, value = keys.permute(2, 0, 3, 1, 4)  # (B, N, 2, H, D) -> 2 of (B, H, N, D)
+        if last:
+            x, visible = x[:, 1::3], None if visible is None else visible[:, :, 1::3]
         attended = scaled_dot_product_attention(
-            query, key, value, visible, self.dropout if self.training else 0.0, is_causal=visible is None
+            query.transpose(1, 2),
+            key,
+            value,
+            visible,
+            self.dropout if self.training else 0.0,
+            is_causal=visible is None and not last,  # one state token sees both tokens of its step
         )
-        x = x + self.drop(self.project(attended.transpose(1, 2).reshape(batch, tokens, width)))
+        x = x + self.drop(self.project(attended.transpose(1, 2).flatten(2)))  # (B, H, N, D) -> (B, N, H * D)
         return x + self.drop(self.contract(silu(self.expand(self.norm_mlp(x)))))
 
 
@@ -119,9 +135,9 @@ class DecisionTransformer(nn.Module):
             embedding.weight.uniform_(-bound, bound, generator=generator)
             embedding.bias.uniform_(-bound, bound, generator=generator)
         for block in self.blocks:
-            for linear in (m for m in block.modules() if isinstance(m, nn.Linear)):
-                linear.weight.normal_(0.0, 0.02, generator=generator)
-                linear.bias.zero_()
+            for layer in (m for m in block.modules() if isinstance(m, nn.Linear)):
+                layer.weight.normal_(0.0, 0.02, generator=generator)
+                layer.bias.zero_()
         for head in (self.head_mean, self.head_log_std):
             nn.init.orthogonal_(head.weight, generator=generator)
             head.bias.zero_()
@@ -139,8 +155,8 @@ class DecisionTransformer(nn.Module):
         x = self.drop(self.norm_embedding(self._embed(context)))
         visible = None if context.mask.shape[1] == 1 else self._visible(context.mask)
         for block in self.blocks:
-            x = block(x, visible)
-        states = self.norm_final(x[:, 1::3])
+            x = block(x, visible, last=block is self.blocks[-1])
+        states = self.norm_final(x)
         log_std = self.head_log_std(states).tanh()  # squashed into [LOG_STD_MIN, LOG_STD_MAX]
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std + 1)
         return TanhNormal(self.head_mean(states), log_std.exp())
