@@ -179,7 +179,7 @@ def _small_pretraining(config: SupervisedConfig) -> SupervisedConfig:
 def _small_grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
     update = replace(
         config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=1e-4, decay_updates=8 * iterations,
-        clip_range=0.3, entropy_coef=0.01,
+        clip_range=0.3, entropy_coef=0.025,
     )  # fmt: skip
     return replace(
         config, reset_trajectories=8, reset_points=1, subtrajectory_length=10, lookahead_length=250,
@@ -189,8 +189,8 @@ def _small_grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
 
 def _small_ppo(config: PPOConfig, iterations: int) -> PPOConfig:
     update = replace(
-        config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=3e-5, decay_updates=20 * iterations,
-        entropy_coef=0.01,
+        config.update, optimizer="adamw", learning_rate=3e-4, decay_updates=20 * iterations,
+        entropy_coef=0.015,
     )  # fmt: skip
     return replace(config, updates_per_iteration=20, value_scale=100.0, update=update)
 
@@ -231,13 +231,13 @@ def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
     if scale == "paper":
         return FinetuneConfig(dataset=dataset, algorithm=config)
     if isinstance(config, GRPOConfig):  # two threads: the second core is idle once PPO-DT beside it is done
-        algorithm, iterations, threads = _small_grpo(config, 420), 420, 2
+        algorithm, iterations, threads = _small_grpo(config, 410), 410, 2
         return FinetuneConfig(
             dataset=dataset, algorithm=algorithm, iterations=iterations, evaluate_every=20, checkpoint_every=20,
             threads=threads,
         )  # fmt: skip
     return FinetuneConfig(
-        dataset=dataset, algorithm=_small_ppo(config, 500), iterations=500, evaluate_every=25, checkpoint_every=25
+        dataset=dataset, algorithm=_small_ppo(config, 400), iterations=400, evaluate_every=20, checkpoint_every=20
     )
 
 
