@@ -1,4 +1,7 @@
-"""Puts the learning curves of `dtune demo` runs into one CSV a run: `python benchmarks/collect_demo.py runs/demo results/demo`."""
+"""Puts the learning curves of `dtune demo` runs into one CSV a run.
+
+`python benchmarks/collect_demo.py runs/demo results/demo`
+"""
 
 import csv
 import sys

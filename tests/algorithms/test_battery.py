@@ -146,6 +146,7 @@ NUMBERS = [
     (GRPOConfig, "passes", 0),
     (GRPOConfig, "reset_selection", "actve"),
     (GRPOConfig, "reset_context", "none"),
+    (GRPOConfig, "advantage_scale", "all"),
     (PPOConfig, "context_length", 0),
     (PPOConfig, "episodes_per_iteration", -2),
     (PPOConfig, "replay_capacity", 0),

@@ -27,6 +27,16 @@ def test_advantages_compare_discounted_returns_with_lookahead(gamma, lookahead):
         assert (got - without).abs().max() > 0.1
 
 
+def test_advantages_can_share_the_scale_of_all_groups():
+    algorithm, simulator = grpo(advantage_scale="batch"), Witness(box=1.3)
+    algorithm.iterate(simulator)
+    returns = returns_seen(simulator, algorithm.config.gamma)
+    centred = returns - returns.mean(1, keepdim=True)
+    expected = centred / returns.var(1).mean().sqrt()  # groups are equally large: their variances pool to the mean
+    torch.testing.assert_close(groups(algorithm.buffer.rows["advantages"]), expected.float(), atol=1e-4, rtol=1e-4)
+    assert (expected - standardised(returns)).abs().max() > 0.1
+
+
 def test_only_the_sub_trajectory_is_optimised():
     algorithm, simulator = grpo(), Witness(box=1.3)
     algorithm.iterate(simulator)

@@ -125,9 +125,7 @@ def test_other_wide_observations_are_kept():
 def test_without_a_finished_episode_there_is_no_dataset(rows: int, splitting):
     none = torch.zeros(rows, dtype=torch.bool)
     with pytest.raises(DataError, match=rf"made has no finished episode in {rows} rows"):
-        make_dataset(
-            columns(6, terminals=none, timeouts=none) | cut(columns(), rows), name="made", splitting=splitting
-        )
+        make_dataset(columns(6, terminals=none, timeouts=none) | cut(columns(), rows), name="made", splitting=splitting)
 
 
 def cut(given: dict[str, Tensor], rows: int) -> dict[str, Tensor]:

@@ -48,9 +48,7 @@ def test_hindsight_agrees_with_a_sum_at_every_step_of_long_episodes():
 def test_hindsight_loses_nothing_to_rounding_or_to_other_episodes():
     small = [0.1] * 1000
     dataset = counting([1, 1000], rewards=[1e30, *small])
-    assert dataset.returns_to_go()[1].item() == pytest.approx(
-        math.fsum(torch.tensor(small).tolist()), rel=1e-7
-    )
+    assert dataset.returns_to_go()[1].item() == pytest.approx(math.fsum(torch.tensor(small).tolist()), rel=1e-7)
 
 
 def test_statistics_are_over_all_rows_in_float64():
@@ -124,21 +122,15 @@ def test_windows_start_evenly_at_all_rows():
     observation = steps.observations[torch.arange(draws), first].long() - 1
     row = dataset.starts[observation[:, 0]] + observation[:, 1]
     counts = row.bincount(minlength=20).double()
-    expected = (
-        draws / 20
-    )  # a row of any episode as likely as another: p(episode) is proportional to its length
+    expected = draws / 20  # a row of any episode as likely as another: p(episode) is proportional to its length
     chi_square = ((counts - expected) ** 2 / expected).sum().item()
     assert chi_square < 43.8  # 19 degrees of freedom: exceeded once in a thousand seeds
-    assert (observation[:, 0].bincount().double() / draws).tolist() == pytest.approx(
-        [0.05, 0.2, 0.75], abs=0.01
-    )
+    assert (observation[:, 0].bincount().double() / draws).tolist() == pytest.approx([0.05, 0.2, 0.75], abs=0.01)
 
 
 def test_sampled_windows_depend_on_the_generator_alone():
     dataset = counting([4, 9])
-    a, b, c = (
-        dataset.sample_windows(8, 3, torch.Generator().manual_seed(seed)).observations for seed in (5, 5, 6)
-    )
+    a, b, c = (dataset.sample_windows(8, 3, torch.Generator().manual_seed(seed)).observations for seed in (5, 5, 6))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
 

@@ -71,9 +71,7 @@ def test_every_episode_started_is_recorded_whole_and_in_order():
     for serial, rows in enumerate(dataset.observations.split(dataset.lengths.tolist())):
         assert (rows[:, 0] == serial).all()
         assert rows[:, 1].tolist() == list(range(len(rows)))
-    torch.testing.assert_close(
-        dataset.rewards, dataset.observations[:, 0] + (dataset.observations[:, 1] + 1) / 100
-    )
+    torch.testing.assert_close(dataset.rewards, dataset.observations[:, 0] + (dataset.observations[:, 1] + 1) / 100)
     assert torch.equal(columns["next_observations"][:, 1], columns["observations"][:, 1] + 1)
     assert torch.equal(columns["next_observations"][:, 0], columns["observations"][:, 0])
 
@@ -92,9 +90,7 @@ def test_actions_are_even_in_minus_one_to_one_and_those_the_simulator_got():
     columns = record_random(simulator, episodes=600, generator=seeded(), batch=64)
     actions = columns["actions"]
     assert actions.abs().max() <= 1
-    assert torch.histc(actions, 4, -1, 1).div(actions.numel()).tolist() == pytest.approx(
-        [0.25] * 4, abs=0.015
-    )
+    assert torch.histc(actions, 4, -1, 1).div(actions.numel()).tolist() == pytest.approx([0.25] * 4, abs=0.015)
     given = torch.cat(simulator.actions)
     assert torch.equal(actions.sort(0).values, given.sort(0).values)
     assert torch.equal(actions[0], given[0])

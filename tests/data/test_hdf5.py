@@ -324,9 +324,7 @@ def _flip(path: Path, chance: random.Random) -> None:
 
 @pytest.mark.filterwarnings("ignore::numpy.exceptions.ComplexWarning")
 @pytest.mark.parametrize("damage", [_drop, _retype, _reshape, _truncate, _flip])
-def test_any_damage_ends_in_a_dataset_or_a_data_error(
-    path: Path, damage: Callable[[Path, random.Random], None]
-):
+def test_any_damage_ends_in_a_dataset_or_a_data_error(path: Path, damage: Callable[[Path, random.Random], None]):
     whole, refused = path.read_bytes(), 0
     for seed in range(40):
         path.write_bytes(whole)

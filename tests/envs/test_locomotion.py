@@ -61,9 +61,7 @@ def test_a_thousand_random_steps_are_gymnasiums_own(task, name):
 @pytest.mark.parametrize(("task", "name"), WORLDS)
 def test_episodes_end_at_gymnasiums_bounds(task, name):
     env, model = oracle(name), task.model()
-    around = [
-        np.nextafter(bound, way) for bound in (0.2, 0.7, 0.8, 1.0, 2.0, 100.0) for way in (-np.inf, np.inf)
-    ]
+    around = [np.nextafter(bound, way) for bound in (0.2, 0.7, 0.8, 1.0, 2.0, 100.0) for way in (-np.inf, np.inf)]
     values = np.array([*around, *(-np.array(around)), 0.2, 0.7, 0.8, 1.0, 2.0, 100.0, -0.2, -1.0, -100.0])
     rest = np.concatenate((model.qpos0, np.zeros(model.nv)))
     states = np.broadcast_to(rest, (len(rest), len(values), len(rest))).copy()

@@ -54,9 +54,7 @@ def test_going_back_is_going_on(task):
     other = begin(task, 11, warm_up=3)
     observations = other.restore(snapshots[order])
     assert np.array_equal(other.snapshot(), snapshots[order])
-    assert torch.equal(
-        observations, begin(task, 6, warm_up=36).step(actions_at(task, 36)).observations[order]
-    )
+    assert torch.equal(observations, begin(task, 6, warm_up=36).step(actions_at(task, 36)).observations[order])
     assert_equal(walk(other, actions[:, order]), recorded, order)
     assert np.array_equal(other.snapshot(), simulator.snapshot()[order])
 

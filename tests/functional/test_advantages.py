@@ -199,9 +199,7 @@ def test_gae_is_the_textbook_double_sum(gamma, lam):
     mask = lengths_mask(lengths, 9)
     advantages = generalized_advantages(rewards, values, bootstrap, mask, gamma, lam)
     for row, length in enumerate(lengths):
-        expected = textbook_gae(
-            rewards[row].tolist(), values[row].tolist(), bootstrap[row].item(), length, gamma, lam
-        )
+        expected = textbook_gae(rewards[row].tolist(), values[row].tolist(), bootstrap[row].item(), length, gamma, lam)
         assert advantages[row, :length].tolist() == pytest.approx(expected, rel=1e-12)
         assert (advantages[row, length:] == 0).all()
 
@@ -245,7 +243,5 @@ def test_gae_does_not_read_padding_on_either_side():
 def test_gae_is_a_constant():
     values = torch.randn(2, 3, requires_grad=True)
     bootstrap = torch.randn(2, requires_grad=True)
-    advantages = generalized_advantages(
-        torch.ones(2, 3), values, bootstrap, lengths_mask([3, 2], 3), 0.9, 0.9
-    )
+    advantages = generalized_advantages(torch.ones(2, 3), values, bootstrap, lengths_mask([3, 2], 3), 0.9, 0.9)
     assert not advantages.requires_grad

@@ -14,9 +14,7 @@ DOUBLE = torch.float64
 
 def one(mean: float, std: float, **options) -> TanhNormal:
     """A distribution of one action of one dimension."""
-    return TanhNormal(
-        torch.tensor([mean], dtype=DOUBLE, **options), torch.tensor([std], dtype=DOUBLE, **options)
-    )
+    return TanhNormal(torch.tensor([mean], dtype=DOUBLE, **options), torch.tensor([std], dtype=DOUBLE, **options))
 
 
 def some(*shape: int, seed: int = 0) -> TanhNormal:
@@ -51,9 +49,7 @@ def test_log_prob_is_the_slope_of_the_cumulative_distribution(mean, std):
 
     actions, step = torch.linspace(-0.9, 0.9, 7, dtype=DOUBLE), 1e-5
     slope = (cumulative(actions + step) - cumulative(actions - step)) / (2 * step)
-    assert torch.allclose(
-        one(mean, std).log_prob(actions.atanh()[:, None]).exp(), slope, rtol=1e-5, atol=1e-9
-    )
+    assert torch.allclose(one(mean, std).log_prob(actions.atanh()[:, None]).exp(), slope, rtol=1e-5, atol=1e-9)
 
 
 def test_densities_are_summed_over_action_dimensions():
@@ -102,9 +98,7 @@ def test_samples_are_mean_plus_std_times_noise():
 def test_the_mode_is_the_squashed_mean():
     distribution = some(3, 2)
     assert torch.equal(distribution.mode, torch.tanh(distribution.mean))
-    assert torch.equal(
-        distribution.mode, TanhNormal.squash(distribution.sample_raw(torch.zeros(3, 2).double()))
-    )
+    assert torch.equal(distribution.mode, TanhNormal.squash(distribution.sample_raw(torch.zeros(3, 2).double())))
 
 
 def test_indexing_takes_both_parameters():

@@ -24,9 +24,7 @@ class Fifo:
 
     def __init__(self, capacity: int):
         if capacity < 1:
-            raise ValueError(
-                f"A Fifo of capacity {capacity} can hold nothing: give it a capacity of at least 1."
-            )
+            raise ValueError(f"A Fifo of capacity {capacity} can hold nothing: give it a capacity of at least 1.")
         self.capacity = capacity
         self._rows: dict[str, Tensor] = {}
 
@@ -89,9 +87,7 @@ def _count(rows: Mapping[str, Tensor]) -> int:
 def _check_rows(rows: Mapping[str, Tensor]) -> None:
     scalars = [name for name, value in rows.items() if value.ndim == 0]
     if scalars or not rows:
-        raise ValueError(
-            f"A Fifo stores tensors with rows as first dimension, got {scalars or 'no tensors'}."
-        )
+        raise ValueError(f"A Fifo stores tensors with rows as first dimension, got {scalars or 'no tensors'}.")
     counts = {name: len(value) for name, value in rows.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"All tensors put into a Fifo need the same number of rows, got {counts}.")

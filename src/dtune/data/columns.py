@@ -24,9 +24,7 @@ ACTION_TOLERANCE = 1e-3  # rounding a recorder may leave outside [-1, 1]
 ANT_RECORDED, ANT_OBSERVED = 111, 27
 
 
-def episode_ends(
-    terminals: Bool[Tensor, "steps"], timeouts: Bool[Tensor, "steps"]
-) -> Int64[Tensor, "episodes"]:
+def episode_ends(terminals: Bool[Tensor, "steps"], timeouts: Bool[Tensor, "steps"]) -> Int64[Tensor, "episodes"]:
     """The row after each episode's last one, by the rule for locomotion: cut at every terminal or timeout.
 
     Rows after the last cut are an unfinished episode.
@@ -34,9 +32,7 @@ def episode_ends(
     return (terminals | timeouts).nonzero().squeeze(1) + 1
 
 
-def adroit_episode_ends(
-    terminals: Bool[Tensor, "steps"], timeouts: Bool[Tensor, "steps"]
-) -> Int64[Tensor, "episodes"]:
+def adroit_episode_ends(terminals: Bool[Tensor, "steps"], timeouts: Bool[Tensor, "steps"]) -> Int64[Tensor, "episodes"]:
     """The row after each episode's last one, by the rule the paper's Adroit numbers were made with.
 
     As `episode_ends`, but blind to the last row, so that a file that ends with an episode loses it: of the
@@ -124,9 +120,7 @@ def _flags(column: Tensor, where: str) -> Bool[Tensor, "steps"]:
     odd = (column != 0) & (column != 1)
     if bool(odd.any()):
         row = int(odd.nonzero()[0])
-        raise DataError(
-            f"{where} holds {column[row].item()} at row {row}: a flag has to be 0 or 1; store it so."
-        )
+        raise DataError(f"{where} holds {column[row].item()} at row {row}: a flag has to be 0 or 1; store it so.")
     return column == 1
 
 

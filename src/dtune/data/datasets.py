@@ -75,9 +75,7 @@ class Dataset:
         std = torch.stack([std for std, _ in pairs])
         return mean.float(), (std + STD_FLOOR).float()
 
-    def windows(
-        self, episodes: Int64[Tensor, "batch"], starts_within: Int64[Tensor, "batch"], length: int
-    ) -> Steps:
+    def windows(self, episodes: Int64[Tensor, "batch"], starts_within: Int64[Tensor, "batch"], length: int) -> Steps:
         """The steps `[start, start + length)` of each episode, cut at its end, then padded on the left.
 
         start 2, length 3, an episode of 4 steps:     [padding, step 2, step 3]

@@ -65,9 +65,7 @@ class PlanarRunner:
         """There is none; see `Task.memory`."""
         return blank_memory(count, self.memory_dim, fields)
 
-    def configure(
-        self, memory: Float64[np.ndarray, "envs memory"], expanded: Mapping[str, np.ndarray]
-    ) -> None:
+    def configure(self, memory: Float64[np.ndarray, "envs memory"], expanded: Mapping[str, np.ndarray]) -> None:
         """Every row has the same model; see `Task.configure`."""
 
     def remember(
@@ -149,9 +147,7 @@ class Ant:
         """What `remember` fills; see `Task.memory`."""
         return blank_memory(count, self.memory_dim, fields)
 
-    def configure(
-        self, memory: Float64[np.ndarray, "envs memory"], expanded: Mapping[str, np.ndarray]
-    ) -> None:
+    def configure(self, memory: Float64[np.ndarray, "envs memory"], expanded: Mapping[str, np.ndarray]) -> None:
         """Every row has the same model; see `Task.configure`."""
 
     def remember(

@@ -78,9 +78,7 @@ class Task(Protocol):
         """
         ...
 
-    def configure(
-        self, memory: Float64[np.ndarray, "envs memory"], expanded: Mapping[str, np.ndarray]
-    ) -> None:
+    def configure(self, memory: Float64[np.ndarray, "envs memory"], expanded: Mapping[str, np.ndarray]) -> None:
         """Writes each row's own values into the `expanded` model fields, `[envs, ...]` each."""
         ...
 
@@ -129,16 +127,12 @@ def uniform(
     return (low + (high - low) * torch.rand(count, size, dtype=torch.float64, generator=generator)).numpy()
 
 
-def blank_memory(
-    count: int, columns: int, fields: Mapping[str, np.ndarray]
-) -> Float64[np.ndarray, "count columns"]:
+def blank_memory(count: int, columns: int, fields: Mapping[str, np.ndarray]) -> Float64[np.ndarray, "count columns"]:
     """The memory of a task whose recorded states are positions and velocities alone.
 
     Raises:
         ConfigError: if `fields` has any.
     """
     if fields:
-        raise ConfigError(
-            f"this task's states are qpos and qvel alone, so {', '.join(fields)} cannot be placed."
-        )
+        raise ConfigError(f"this task's states are qpos and qvel alone, so {', '.join(fields)} cannot be placed.")
     return np.zeros((count, columns))

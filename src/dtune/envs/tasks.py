@@ -126,9 +126,7 @@ def task_info(name: str) -> TaskInfo:
     """
     found = TASKS.get(DATASETS.get(name, name))
     if found is None:
-        raise ConfigError(
-            f"{name!r} is neither a task ({', '.join(TASKS)}) nor a dataset ({', '.join(DATASETS)})."
-        )
+        raise ConfigError(f"{name!r} is neither a task ({', '.join(TASKS)}) nor a dataset ({', '.join(DATASETS)}).")
     return found
 
 

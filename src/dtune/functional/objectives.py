@@ -68,9 +68,7 @@ def clipped_surrogate(
     return (ratio * advantages).minimum(clipped * advantages)
 
 
-def clip_fraction(
-    ratio: Float[Tensor, "*batch"], clip_range: float, mask: Bool[Tensor, "*batch"]
-) -> Float[Tensor, ""]:
+def clip_fraction(ratio: Float[Tensor, "*batch"], clip_range: float, mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
     """Share of the ratios outside [1 - ε, 1 + ε], among those where `mask` is True.
 
     Counts both sides whatever the advantage's sign, so it bounds from above the share without gradient.

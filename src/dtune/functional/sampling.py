@@ -26,9 +26,7 @@ def reset_point_distribution(
     """
     empty = (~mask.any(-1)).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(
-            f"rows {empty} have no step to reset to: leave out trajectories without allowed steps"
-        )
+        raise ValueError(f"rows {empty} have no step to reset to: leave out trajectories without allowed steps")
     return variance.mean(-1).masked_fill(~mask, float("-inf")).softmax(-1)
 
 
