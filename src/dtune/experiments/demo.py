@@ -50,7 +50,8 @@ def run_demo(config: DemoConfig) -> None:
     began = time.monotonic()
     start = run.pretrain_preset(pretraining, folder / "pretrain")
     commands = {method: _command(config, folder, method) for method in METHODS}
-    _side_by_side(commands, folder)
+    lengths = {m: config.iterations or presets.finetuning(m, config.dataset, "small").iterations for m in METHODS}
+    _side_by_side(commands, folder, lengths)
     records = {METHODS[method]: read_record(folder / method) for method in METHODS}
     figure = folder / "curves.png"
     draw_curves(records, figure)
@@ -74,7 +75,7 @@ def _command(config: DemoConfig, folder: Path, method: str) -> list[str]:
     return command + ([] if config.iterations is None else ["--iterations", str(config.iterations)])
 
 
-def _side_by_side(commands: dict[str, list[str]], folder: Path) -> None:
+def _side_by_side(commands: dict[str, list[str]], folder: Path, lengths: dict[str, int]) -> None:
     """Runs the commands at once, a core each, and shows how they get on."""
     logs = {method: (folder / f"{method}.log").open("w") for method in commands}
     console, printed = Console(), time.monotonic()
@@ -85,11 +86,11 @@ def _side_by_side(commands: dict[str, list[str]], folder: Path) -> None:
                 time.sleep(0.5)
                 progress = {method: read_record(folder / method) for method in commands}
                 if console.is_terminal:
-                    live.update(_progress(progress))
+                    live.update(_progress(progress, lengths))
                 elif time.monotonic() - printed > 10:
                     printed = time.monotonic()
                     for method, rows in progress.items():
-                        print(_line(method, rows), flush=True)
+                        print(_line(method, rows, lengths[method]), flush=True)
     finally:
         for method, process in running.items():
             process.terminate()
@@ -115,7 +116,6 @@ def _timed(rows: Rows, folder: Path) -> Rows:
 
 
 SHOWN = (
-    ("iteration", "iteration", "{:.0f}"),
     ("env steps", "count/env_steps", "{:,.0f}"),
     ("steps/s", "time/env_steps_per_second", "{:,.0f}"),
     ("return", "eval/return", "{:.0f}"),
@@ -132,23 +132,27 @@ SHOWN = (
 """Label, metric key and format of what is shown while it works."""
 
 
-def _newest(rows: Rows) -> list[tuple[str, str]]:
-    """The newest value of each thing shown."""
+def _newest(rows: Rows, length: int) -> list[tuple[str, str]]:
+    """How far a run of `length` iterations is, and the newest value of each thing shown."""
     newest: dict[str, float] = {}
     for row in rows[-40:]:
         newest.update(row)
-    return [(label, form.format(newest[key]) if key in newest else "") for label, key, form in SHOWN]
+    done, seconds = int(newest.get("iteration", 0)), newest.get("time/seconds", 0.0)
+    left = f"{seconds / done * (length - done):.0f} s" if done else ""
+    values = [(label, form.format(newest[key]) if key in newest else "") for label, key, form in SHOWN]
+    return [("iteration", f"{done}/{length}"), ("ETA", left), *values]
 
 
-def _progress(records: dict[str, Rows]) -> Table:
-    table = Table("", *[label for label, _, _ in SHOWN])
+def _progress(records: dict[str, Rows], lengths: dict[str, int]) -> Table:
+    table = Table("", "iteration", "ETA", *[label for label, _, _ in SHOWN], padding=(0, 1, 0, 0), box=box.SIMPLE_HEAD)
     for method, rows in records.items():
-        table.add_row(METHODS[method], *[value for _, value in _newest(rows)])
+        table.add_row(METHODS[method], *[value for _, value in _newest(rows, lengths[method])])
     return table
 
 
-def _line(method: str, rows: Rows) -> str:
-    return f"{METHODS[method]:8} " + "  ".join(f"{label} {value}" for label, value in _newest(rows) if value)
+def _line(method: str, rows: Rows, length: int) -> str:
+    shown = [f"{label} {value}" for label, value in _newest(rows, length) if value]
+    return f"{METHODS[method]:8} " + "  ".join(shown)
 
 
 def final(rows: Rows) -> dict[str, float]:

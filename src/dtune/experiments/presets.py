@@ -165,6 +165,9 @@ TABLE_7 = {
 _PRETRAINING = {"hopper": (1e-4, 5_000), "walker2d": (1e-3, 10_000), "ant": (1e-3, 5_000)}
 """Learning rate and gradient steps, by the first word of the dataset's name."""
 
+_RANDOM_EPISODES = {"hopper": 44_000, "walker2d": 46_000, "ant": 5_500}
+"""Episodes of random actions that make about the million steps of D4RL's random datasets."""
+
 # --- Scale `small`: what departs from the page so that a CPU learns in minutes ------------------------------------
 
 SMALL_MODEL = ModelConfig(layers=2, width=64)
@@ -205,12 +208,14 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0) -> PretrainConfig:
         ConfigError: if there is no preset for it.
     """
     c_offline, grpo = _row(TABLE_6, dataset)
-    rate, updates = _PRETRAINING[dataset.split("-")[0]]
+    task = dataset.split("-")[0]
+    rate, updates = _PRETRAINING[task]
     algorithm = SupervisedConfig(context_length=c_offline, learning_rate=rate)
     config = PretrainConfig(
         dataset=dataset,
         seed=seed,
         iterations=updates // algorithm.updates_per_iteration,
+        random_episodes=_RANDOM_EPISODES[task] if scale == "paper" else 1000,
         algorithm=algorithm,
         return_to_go=grpo.return_to_go,
     )
