@@ -12,7 +12,9 @@ PRETRAIN = [
     "--algorithm.updates-per-iteration", "4", "--algorithm.batch-size", "8",
 ]  # fmt: skip
 
-_RUN = ["--scale", "small", "--iterations", "6", "--evaluation-episodes", "2", "--evaluate-every", "3"]
+_RUN = [
+    "--scale", "small", "--threads", "1", "--iterations", "6", "--evaluation-episodes", "2", "--evaluate-every", "3",
+]  # fmt: skip
 
 GRPO = [
     "finetune", "grpo/hopper-random-v2", *_RUN, "--checkpoint-every", "2",
