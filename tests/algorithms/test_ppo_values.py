@@ -41,7 +41,7 @@ def looked_up(found: dict[tuple[float, ...], float], own: Steps) -> torch.Tensor
 @pytest.mark.parametrize("context_length", [1, 5])
 @pytest.mark.parametrize("bootstrap", [True, False])
 def test_advantages_are_gae_over_all_of_the_replay_with_the_present_value_network(context_length, bootstrap):
-    algorithm = ppo(context_length, bootstrap_time_limits=bootstrap, updates_per_iteration=1, batch_size=256)
+    algorithm = ppo(context_length, bootstrap_time_limits=bootstrap, updates_per_iteration=3, batch_size=256)
     simulator = Witness(box=1.1)
     algorithm.iterate(simulator)
     with torch.no_grad():
@@ -51,10 +51,12 @@ def test_advantages_are_gae_over_all_of_the_replay_with_the_present_value_networ
     terminated = algorithm.replay.rows["terminated"]
     assert terminated.any()
     assert not terminated.all()
-    own = seen[0].own(context_length)
-    drawn = looked_up(estimates(algorithm, value, bootstrap=bootstrap), own)
-    expected = (drawn - drawn.mean()) / drawn.std()
-    torch.testing.assert_close(seen[0].advantages[own.mask], expected.float(), atol=1e-4, rtol=1e-4)
+    found = estimates(algorithm, value, bootstrap=bootstrap)
+    for batch in seen:  # that of the iteration's beginning, while it learns
+        own = batch.own(context_length)
+        drawn = looked_up(found, own)
+        expected = (drawn - drawn.mean()) / drawn.std()
+        torch.testing.assert_close(batch.advantages[own.mask], expected.float(), atol=1e-4, rtol=1e-4)
     old = (algorithm.replay.rows["iteration"] == 0).sum()
     assert old == 8
     other = looked_up(estimates(algorithm, value, bootstrap=not bootstrap), own)
