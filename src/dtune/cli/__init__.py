@@ -1,0 +1,77 @@
+"""The command `dtune`: presets as subcommands, every field an option."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from dtune.cli import training
+from dtune.errors import ConfigError, DtuneError
+
+# Torch takes a second to import: only where a command needs it, so that `dtune --help` answers at once.
+
+USAGE = """usage: dtune COMMAND ... [--debug]
+
+  dtune demo                          make data, pretrain, finetune with GRPO-DT and PPO-DT, compare (10 minutes)
+  dtune pretrain DATASET              fit a decision transformer to offline data
+  dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/hopper-medium-v2, …
+  dtune evaluate PATH                 judge the policy of a run folder or checkpoint
+
+`dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
+The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
+4 environment, 5 numbers no longer finite, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved), 1 anything else."""
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "demo": training.demo,
+    "pretrain": training.pretrain,
+    "finetune": training.finetune,
+    "evaluate": training.evaluate,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a command and exits with its code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    given = [argument for argument in given if argument != "--debug"]
+    try:
+        try:
+            _run(given)
+        finally:
+            sys.stdout.flush()  # here, where its failing can still be caught
+    except BrokenPipeError:  # the reader of our output has gone, as `dtune … | head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        sentence, code = _explain(error)
+        print(f"dtune: {sentence}", file=sys.stderr)
+        sys.exit(code)
+
+
+def _run(given: list[str]) -> None:
+    if not given or given[0] in ("-h", "--help"):
+        print(USAGE, file=sys.stdout if given else sys.stderr)
+        sys.exit(0 if given else 2)
+    command = COMMANDS.get(given[0])
+    if command is None:
+        raise ConfigError(f"there is no command {given[0]!r}: choose one of {', '.join(COMMANDS)}")
+    command(given[1:])
+
+
+def _explain(error: BaseException) -> tuple[str, int]:
+    """What to tell the user of an error, and the exit code."""
+    if isinstance(error, DtuneError):
+        return str(error), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted before it could save; the same command goes on from the last checkpoint", 130
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return (
+            f"the system refuses{where}: {error.strerror or error}; checkpoints written before are intact: make room"
+            " or set the permissions, and run the same command again",
+            1,
+        )
+    said = " ".join(str(error).split())
+    return f"internal error, {type(error).__name__}: {said}; the same command with --debug shows where", 1

@@ -1,0 +1,65 @@
+"""How options are read, and how what is wrong with them is said."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+from dtune.errors import ConfigError
+
+Config = TypeVar("Config")
+# The fields of a preset are options without a prefix, those of its parts have the part's name: --algorithm.group-size
+Fields = Annotated[Config, tyro.conf.arg(name=""), tyro.conf.AvoidSubcommands]
+
+
+def parse(kind: type[Config], name: str, arguments: list[str]) -> Config:
+    """Reads options; what tyro draws a box around becomes a sentence."""
+    said = io.StringIO()
+    flags = (tyro.conf.FlagConversionOff, tyro.conf.SuppressFixed)
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(kind, prog=f"dtune {name}", args=arguments, config=flags)
+    except SystemExit as end:
+        if not end.code:
+            raise  # --help was asked for
+    raise ConfigError(f"{_sentence(said.getvalue())}; `dtune {name} --help` lists the options")
+
+
+def _sentence(box: str) -> str:
+    """The message in one of tyro's boxes, and the options it believes were meant."""
+    body = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = re.split("[─-]{9,}", "\n".join(body))
+    if "╭" not in box:  # where there is no UTF-8, the title is a part of its own
+        parts = parts[1:]
+    message, rest = parts[0], "".join(parts[1:])
+    message = re.sub(r"^Error parsing run[.\w]*: ", "", " ".join(message.split()))
+    meant = re.findall(r"^--\S+", rest, re.MULTILINE) if "Perhaps you meant" in rest else []
+    return message.rstrip(".") + (f" (perhaps you meant {' or '.join(meant)})" if meant else "")
+
+
+def named(command: str, arguments: list[str], what: str, choices: Sequence[str]) -> tuple[str, list[str]]:
+    """Takes the preset's name from the front of the arguments."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        listed = "\n  ".join(choices)
+        print(f"say which {what} first; then come options (add --help to see them). One of:\n  {listed}")
+        sys.exit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(f"say which {what} first, as {choices[0]}; `dtune {command} --help` lists them all")
+    return arguments[0], arguments[1:]
+
+
+def read_scale(arguments: list[str]) -> Any:
+    """Looks for --scale ahead of the others, because it decides their defaults."""
+    scale = "paper"
+    for index, argument in enumerate(arguments):
+        if argument == "--scale" and index + 1 < len(arguments):
+            scale = arguments[index + 1]
+        elif argument.startswith("--scale="):
+            scale = argument.partition("=")[2]
+    if scale not in ("paper", "small"):
+        raise ConfigError(f"--scale is paper or small, got {scale!r}")
+    return scale

@@ -1,0 +1,121 @@
+"""The commands that train and judge: demo, pretrain, finetune, evaluate."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import tyro
+
+from dtune.cli.options import Fields, named, parse, read_scale
+from dtune.errors import ConfigError
+
+
+def pretrain(arguments: list[str]) -> None:
+    """`dtune pretrain DATASET`."""
+    from dtune.experiments import presets, run
+
+    name, rest = named("pretrain", arguments, "dataset", list(presets.TABLE_6))
+    chosen = read_scale(rest)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Pretrain:
+        """Fits a decision transformer to offline data; the same command again continues."""
+
+        scale: str = chosen
+        """`paper`: 4 layers of 512, hours on a CPU; `small`: 2 layers of 64, a minute."""
+        out: Path | None = None
+        """Run folder; runs/pretrain/DATASET/SCALE/seedN by default."""
+        data: Path | None = None
+        """D4RL's HDF5 file of the dataset. Random datasets are recorded where none is given."""
+        run: Fields[presets.PretrainConfig] = field(default_factory=lambda: presets.pretraining(name, chosen))
+
+    command = parse(Pretrain, f"pretrain {name}", rest)
+    folder = command.out or _pretrained(name, chosen, command.run.seed)
+    _finish(folder, run.pretrain_preset(command.run, folder, command.data))
+
+
+def finetune(arguments: list[str]) -> None:
+    """`dtune finetune METHOD/DATASET`."""
+    from dtune.experiments import presets, run
+
+    choices = [f"{method}/{dataset}" for method in presets.METHODS for dataset in presets.TABLE_6]
+    name, rest = named("finetune", arguments, "method and dataset", choices)
+    method, _, dataset = name.partition("/")
+    chosen = read_scale(rest)
+    preset = presets.finetuning(method, dataset, chosen)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Finetune:
+        """Improves a pretrained decision transformer online; the same command again continues."""
+
+        scale: str = chosen
+        """`paper`: the paper's sizes, days on a CPU; `small`: minutes."""
+        out: Path | None = None
+        """Run folder; runs/METHOD/DATASET/SCALE/seedN by default."""
+        policy: Path | None = None
+        """Run folder or checkpoint to start from; where none is given, pretraining comes first."""
+        data: Path | None = None
+        """D4RL's HDF5 file for that pretraining. Random datasets are recorded where none is given."""
+        run: Fields[presets.FinetuneConfig] = field(default_factory=lambda: preset)
+
+    command = parse(Finetune, f"finetune {name}", rest)
+    start = command.policy
+    if start is not None and command.data is not None:
+        raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
+    if start is None:
+        before = _pretrained(dataset, chosen, 0)
+        try:
+            config = replace(presets.pretraining(dataset, chosen), threads=command.run.threads)
+            run.pretrain_preset(config, before, command.data)
+        except ConfigError as error:
+            hint = "(This is the pretraining; --policy PATH begins with a policy that is there.)"
+            raise ConfigError(f"{error}\n{hint}") from error
+        start = before / "checkpoints" / "last"
+    folder = command.out or Path("runs") / method / dataset / chosen / f"seed{command.run.seed}"
+    _finish(folder, run.finetune_preset(command.run, folder, start))
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`dtune evaluate PATH`."""
+    from dtune.experiments import run
+
+    @dataclass(frozen=True, kw_only=True)
+    class Evaluate:
+        """Judges a policy with mean actions."""
+
+        path: tyro.conf.Positional[Path]
+        """A run folder (its best checkpoint) or a checkpoint."""
+        episodes: int = 20
+        """How many."""
+        return_to_go: float | None = None
+        """Return asked for, in reward units; what the policy was finetuned with by default."""
+        threads: int = 1
+        """CPU threads."""
+
+    command = parse(Evaluate, "evaluate", arguments)
+    found = run.evaluate(
+        command.path, episodes=command.episodes, return_to_go=command.return_to_go, threads=command.threads
+    )
+    for key, value in found.items():
+        print(f"{key:26} {value:.2f}" if isinstance(value, float) else f"{key:26} {value}")
+
+
+def demo(arguments: list[str]) -> None:
+    """`dtune demo`."""
+    from dtune.experiments.demo import DemoConfig, run_demo
+
+    run_demo(parse(DemoConfig, "demo", arguments))
+
+
+def _pretrained(dataset: str, scale: str, seed: int) -> Path:
+    return Path("runs") / "pretrain" / dataset / scale / f"seed{seed}"
+
+
+def _finish(folder: Path, rows: list[dict[str, float]]) -> None:
+    judged = [row for row in rows if "eval/return" in row]
+    first, last = judged[0], judged[-1]
+    for name, row in (("before", first), ("after", last)):
+        print(
+            f"{name:7} return {row['eval/return']:8.1f} ± {row['eval/return_std']:.1f}"
+            f"   score {row['eval/normalized_score']:6.1f}   length {row['eval/length']:6.1f}"
+        )
+    print(f"run folder: {folder}")
