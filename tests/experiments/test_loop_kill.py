@@ -152,13 +152,14 @@ def test_asked_to_stop_it_saves_and_says_so(pretrained, tmp_path, undisturbed, m
 def test_pretraining_killed_and_continued(tmp_path, pretrained):
     """Dropout and shuffled windows, too, go on where they were."""
     arguments = [*PRETRAIN, "--out", "run", "--data", str(next((pretrained.parent / "data").iterdir()))]
-    arguments[arguments.index("--iterations") + 1] = "5"
+    arguments[arguments.index("--iterations") + 1] = "6"
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     within(arguments, tmp_path / "whole")
-    code, _, _ = finish(start(arguments, tmp_path / "killed", before=DIE_AT.format(moment=29)))
+    code, _, _ = finish(start(arguments, tmp_path / "killed", before=DIE_AT.format(moment=54)))
     assert code == -signal.SIGKILL
-    assert rows(tmp_path / "killed" / "run") > 1
+    last = (tmp_path / "killed" / "run" / "checkpoints" / "last").resolve()
+    assert last.name == "iteration_000004"  # there is something to go on from
     assert finish(start(arguments, tmp_path / "killed"))[::2] == (0, "")
     assert outcome(tmp_path / "killed" / "run") == outcome(tmp_path / "whole" / "run")
 
