@@ -147,6 +147,7 @@ NUMBERS = [
     (GRPOConfig, "reset_selection", "actve"),
     (GRPOConfig, "reset_context", "none"),
     (GRPOConfig, "advantage_scale", "all"),
+    (GRPOConfig, "lookahead_noise", "common"),
     (PPOConfig, "context_length", 0),
     (PPOConfig, "episodes_per_iteration", -2),
     (PPOConfig, "replay_capacity", 0),

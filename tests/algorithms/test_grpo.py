@@ -5,16 +5,22 @@ from copy import deepcopy
 
 import pytest
 import torch
-from learners import GOAL, GROUP, LENGTH, LOOKAHEAD, Witness, groups, grpo, own_steps, points_of, seeded
+from learners import GOAL, GROUP, LENGTH, LOOKAHEAD, Walk, Witness, groups, grpo, own_steps, points_of, seeded
 from pointmass import TinyPolicy
 
 from dtune.algorithms.grpo import GRPO
 from dtune.data.steps import Steps
+from dtune.errors import ConfigError
 from dtune.models.distributions import TanhNormal
 
 
 def mode(policy: TinyPolicy, observations: torch.Tensor, returns_to_go: torch.Tensor) -> torch.Tensor:
     """What a policy without memory does when it does not explore."""
+    return chances(policy, observations, returns_to_go).mode[:, 0]
+
+
+def chances(policy: TinyPolicy, observations: torch.Tensor, returns_to_go: torch.Tensor) -> TanhNormal:
+    """What a policy without memory draws its actions from."""
     nothing = torch.zeros(len(observations), 1)
     context = Steps(
         observations=observations[:, None].float(),
@@ -27,7 +33,7 @@ def mode(policy: TinyPolicy, observations: torch.Tensor, returns_to_go: torch.Te
         mask=torch.ones_like(nothing, dtype=torch.bool),
     )
     with torch.no_grad():
-        return policy(context).mode[:, 0]
+        return policy(context)
 
 
 class HalfUnsure(TinyPolicy):
@@ -168,6 +174,45 @@ def test_a_sub_trajectory_is_sampled_and_its_lookahead_is_not():
             assert distance.max() < 1e-5
         returns_to_go = returns_to_go - walk.rewards[:, time]
     assert explored > 0.1
+
+
+def noise_of(algorithm: GRPO, policy: TinyPolicy, walk: Walk, time: int) -> torch.Tensor:
+    """The standard normal numbers behind each member's action at `time`, group by group; NaN where a walk is over."""
+    where, replay = points_of(algorithm), algorithm.replay.rows
+    goals = torch.stack([replay["returns_to_go"][where[tuple(start)]] for start in walk.starts.tolist()])
+    drawn_from = chances(policy, walk.observations[:, time], goals - walk.rewards[:, :time].sum(1))
+    return groups((walk.actions[:, time].atanh() - drawn_from.mean[:, 0]) / drawn_from.std[:, 0])
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_mirrored_members_have_opposite_noise(mirrored):
+    algorithm, simulator = grpo(mirrored=mirrored), Witness()
+    acted = deepcopy(algorithm.policy)
+    algorithm.iterate(simulator)
+    for time in range(LENGTH):
+        noise = noise_of(algorithm, acted, simulator.grown[-1], time)
+        sums = (noise[:, ::2] + noise[:, 1::2]).abs().nan_to_num().max()
+        assert (sums < 1e-3) == mirrored
+        assert noise.nan_to_num().abs().max() > 1
+
+
+@pytest.mark.parametrize("lookahead_noise", ["none", "shared"])
+def test_the_noise_of_a_lookahead_is_the_same_for_a_whole_group(lookahead_noise):
+    algorithm, simulator = grpo(lookahead_noise=lookahead_noise), Witness()
+    acted = deepcopy(algorithm.policy)
+    algorithm.iterate(simulator)
+    apart = noise_of(algorithm, acted, simulator.grown[-1], LENGTH - 1)
+    assert (apart - apart[:, :1]).nan_to_num().abs().max() > 1
+    for time in range(LENGTH, LENGTH + LOOKAHEAD):
+        noise = noise_of(algorithm, acted, simulator.grown[-1], time)
+        assert (noise - noise[:, :1]).nan_to_num().abs().max() < 1e-3
+        among = (noise[:, 0] - noise[:1, 0]).nan_to_num().abs().max()
+        assert among > 0.5 if lookahead_noise == "shared" else among < 1e-3
+
+
+def test_mirrored_members_come_in_pairs():
+    with pytest.raises(ConfigError, match="group_size must be even, got 5"):
+        grpo(mirrored=True, group_size=5)
 
 
 @pytest.mark.parametrize("context_length", [1, 5])

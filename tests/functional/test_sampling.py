@@ -1,11 +1,19 @@
 """Where the draws fall, and where they cannot."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 
-from dtune.functional.sampling import draw_steps, length_weights, reset_point_distribution
+from dtune.functional.sampling import (
+    draw_steps,
+    independent_noise,
+    length_weights,
+    mirrored_noise,
+    reset_point_distribution,
+    shared_noise,
+)
 
 NAN = float("nan")
 
@@ -131,3 +139,46 @@ def test_draws_belong_to_the_generator_and_to_nothing_else():
 def test_rows_that_are_no_distribution_are_refused_by_their_number(bad):
     with pytest.raises(ValueError, match=r"rows \[1\] must be finite, non-negative and not all 0"):
         draw_steps(torch.tensor([[0.5, 0.5], bad]), 1, seeded())
+
+
+# --- noise of groups ----------------------------------------------------------------------------------------------
+
+
+def test_mirrored_noise_is_pairs_of_opposite_sign_each_standard_normal():
+    noise = mirrored_noise((4000, 3, 2), seeded())
+    assert noise[1::2].equal(-noise[::2])
+    assert noise.std().item() == pytest.approx(1, abs=0.02)
+    assert (noise[::2] @ torch.ones(2)).mean().abs() < 0.05
+    assert not noise[0].equal(noise[2])
+
+
+def test_mirrored_noise_cancels_what_is_even_in_it():
+    """A score estimate Σ R(ε)·ε of R = 3ε + 7ε²: over a pair only 3ε² each is left."""
+    noise = mirrored_noise((2, 1, 1), seeded()).flatten()
+    returns = 3 * noise + 7 * noise**2  # odd, and even
+    assert (returns * noise).sum().item() == pytest.approx((3 * noise**2).sum().item(), rel=1e-5)
+
+
+def test_mirrored_noise_needs_pairs():
+    with pytest.raises(ValueError, match="must be even, got 3"):
+        mirrored_noise((3, 1, 1), seeded())
+
+
+def test_shared_noise_is_one_to_a_group():
+    noise = shared_noise((12, 5, 2), seeded(), group_size=4).view(3, 4, 5, 2)
+    assert noise.equal(noise[:, :1].expand_as(noise))
+    assert len(noise[:, 0].flatten(1).unique(dim=0)) == 3
+    assert shared_noise((4000, 1, 1), seeded(), group_size=2).std().item() == pytest.approx(1, abs=0.05)
+
+
+def test_shared_noise_needs_whole_groups():
+    with pytest.raises(ValueError, match="10 walks are not whole groups of 4"):
+        shared_noise((10, 1, 1), seeded(), group_size=4)
+
+
+@pytest.mark.parametrize("draw", [independent_noise, mirrored_noise, partial(shared_noise, group_size=2)])
+def test_noise_belongs_to_the_generator(draw):
+    before = torch.get_rng_state()
+    assert draw((4, 3, 2), seeded(1)).equal(draw((4, 3, 2), seeded(1)))
+    assert not draw((4, 3, 2), seeded(1)).equal(draw((4, 3, 2), seeded(2)))
+    assert torch.get_rng_state().equal(before)

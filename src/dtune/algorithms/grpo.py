@@ -9,6 +9,7 @@ counted in the return (Eq. 2)     ├──────────────�
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -29,7 +30,13 @@ from dtune.functional.advantages import (
     outside_margin,
     returns_to_go,
 )
-from dtune.functional.sampling import draw_steps, reset_point_distribution
+from dtune.functional.sampling import (
+    draw_steps,
+    independent_noise,
+    mirrored_noise,
+    reset_point_distribution,
+    shared_noise,
+)
 from dtune.models.policy import TrainablePolicy
 
 
@@ -59,8 +66,13 @@ class GRPOConfig:
     """Sub-trajectories that are compared with each other, G. Raising it makes advantages less noisy and costs steps."""
     subtrajectory_length: int = 15
     """Optimised steps of a sub-trajectory, L_traj. Shorter is finer credit assignment; the horizon gives Fig. 2a."""
+    mirrored: bool = False
+    """Draw the members' noise in pairs of opposite sign, so that what is even in it cancels; needs an even group."""
     lookahead_length: int = 400
-    """Mean-action steps that only score it, L_eval. Longer is a better estimate and costs simulation."""
+    """Steps that only score it, L_eval. Longer is a better estimate and costs simulation."""
+    lookahead_noise: Literal["none", "shared"] = "none"
+    """How the lookahead acts: by the mean action (the paper), which prefers gaits that a little noise brings down, or
+    sampled, with the same noise for all members of a group: scored as the policy acts, at little more variance."""
     gamma: float = 0.995
     """Discount of rewards over a sub-trajectory and its lookahead."""
     return_margin: float = 2.0
@@ -92,6 +104,10 @@ class GRPOConfig:
             raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
         if self.reset_selection not in ("active", "uniform"):
             raise ConfigError(f'reset_selection must be "active" or "uniform", got {self.reset_selection!r}')
+        if self.lookahead_noise not in ("none", "shared"):
+            raise ConfigError(f'lookahead_noise must be "none" or "shared", got {self.lookahead_noise!r}')
+        if self.mirrored and self.group_size % 2:
+            raise ConfigError(f"mirrored members come in pairs: group_size must be even, got {self.group_size}")
         if self.advantage_scale not in get_args(AdvantageScale):
             raise ConfigError(f'advantage_scale must be "group" or "batch", got {self.advantage_scale!r}')
         if self.reset_context not in ("fresh", "parent"):
@@ -191,9 +207,14 @@ class GRPO:
         """
         config = self.config
         rollout = Rollout.resume(self.policy, simulator, points)
-        sampled = rollout.advance(config.subtrajectory_length, generator=self.generator)
+        draw = mirrored_noise if config.mirrored else independent_noise
+        sampled = rollout.advance(config.subtrajectory_length, generator=self.generator, draw=draw)
         # relabelling needs the return of the whole trajectory, so it walks on to the end of the episode
-        lookahead = rollout.advance(simulator.horizon if config.relabel else config.lookahead_length)
+        lookahead = rollout.advance(
+            simulator.horizon if config.relabel else config.lookahead_length,
+            generator=self.generator if config.lookahead_noise == "shared" else None,
+            draw=partial(shared_noise, group_size=config.group_size),
+        )
         walked = concatenate([sampled, lookahead], 1)
         counted = config.subtrajectory_length + config.lookahead_length
         returns = discounted_return(walked.rewards[:, :counted], walked.mask[:, :counted], config.gamma)

@@ -1,5 +1,6 @@
 """A policy walking through a simulator: two ways in, one way forward."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import cast
 
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from dtune.data.steps import Steps, concatenate, empty_steps
 from dtune.envs.simulator import Outcome, Restorable, Simulator
+from dtune.functional.sampling import independent_noise
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import Policy
 
@@ -149,20 +151,28 @@ class Rollout:
         return cls(policy, simulator, observations, points.returns_to_go, points.timesteps, points.history)
 
     @torch.no_grad()
-    def advance(self, steps: int, *, generator: torch.Generator | None = None, snapshots: bool = False) -> Steps:
+    def advance(
+        self,
+        steps: int,
+        *,
+        generator: torch.Generator | None = None,
+        draw: Callable[[tuple[int, ...], torch.Generator], Tensor] = independent_noise,
+        snapshots: bool = False,
+    ) -> Steps:
         """Takes up to `steps` steps.
 
         Args:
             steps: how many; walks whose episode ends sooner are masked from there.
             generator: draws the exploration noise, all of it ahead, so that a walk's noise does not depend on which
                 others have ended. None: take the policy's mode instead of sampling.
+            draw: gives the noise `[batch, steps, action]`, standard normal for each walk by itself.
             snapshots: also keep the simulator's snapshots before each step (the simulator must be `Restorable`).
 
         Returns:
             The steps taken, `[batch, steps, ...]`, zeros and masked after a walk's end.
         """
         shape = (self.count, steps, self.policy.action_dim)
-        noise = None if generator is None else torch.randn(shape, generator=generator)
+        noise = None if generator is None else draw(shape, generator)
         taken = empty_steps(self.count, steps, self._observations.shape[1], self.policy.action_dim)
         self.snapshots = torch.zeros(self.count, 0, 0, dtype=torch.float64)
         for time in range(steps):

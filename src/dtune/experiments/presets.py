@@ -181,12 +181,13 @@ def _small_pretraining(config: SupervisedConfig) -> SupervisedConfig:
 
 def _small_grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
     update = replace(
-        config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=1e-4, decay_updates=8 * iterations,
-        clip_range=0.3, entropy_coef=0.025,
+        config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=3e-5, decay_updates=16 * iterations,
+        ratio="token", clip_range=0.2, entropy_coef=0.015,
     )  # fmt: skip
     return replace(
-        config, reset_trajectories=8, reset_points=1, subtrajectory_length=10, lookahead_length=250,
-        return_margin=0.0, subtrajectory_capacity=512, batch_size=128, passes=2, update=update,
+        config, episodes_per_iteration=4, replay_capacity=16, reset_points=1, group_size=4, subtrajectory_length=10,
+        mirrored=True, lookahead_length=250, lookahead_noise="shared", return_margin=0.0, subtrajectory_capacity=256,
+        batch_size=32, passes=2, update=update,
     )  # fmt: skip
 
 
@@ -236,13 +237,13 @@ def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
     if scale == "paper":
         return FinetuneConfig(dataset=dataset, algorithm=config)
     if isinstance(config, GRPOConfig):  # two threads: the second core is idle once PPO-DT beside it is done
-        algorithm, iterations, threads = _small_grpo(config, 410), 410, 2
+        algorithm, iterations, threads = _small_grpo(config, 440), 440, 2
         return FinetuneConfig(
             dataset=dataset, algorithm=algorithm, iterations=iterations, evaluate_every=20, checkpoint_every=20,
             threads=threads,
         )  # fmt: skip
     return FinetuneConfig(
-        dataset=dataset, algorithm=_small_ppo(config, 400), iterations=400, evaluate_every=20, checkpoint_every=20
+        dataset=dataset, algorithm=_small_ppo(config, 320), iterations=320, evaluate_every=20, checkpoint_every=20
     )
 
 
