@@ -6,7 +6,7 @@ from draws import seeded
 from torch import nn
 from torch.nn.functional import layer_norm
 
-from dtune.models.critics import ValueNetwork, initialise_linear
+from dtune.models.critics import TwinCritic, ValueNetwork, initialise_linear
 
 
 def observations(count=50, seed=0):
@@ -101,3 +101,46 @@ def test_drawing_the_start_moves_the_global_generator_not_at_all():
     before = torch.get_rng_state()
     initialise_linear(value, seeded())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- two critics --------------------------------------------------------------------------------------------------
+
+
+def twins(**options):
+    critic = TwinCritic(4, 2, **options)
+    initialise_linear(critic, seeded())
+    return critic
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_each_critic_is_a_perceptron_with_relu_on_normalised_observation_and_action(norm):
+    critic, seen = twins(width=16, layer_norm=norm).double(), observations().double()
+    actions = torch.rand(50, 2, generator=seeded(3), dtype=torch.float64)
+    critic.set_statistics(seen.mean(0), seen.std(0))
+    values = critic(seen, actions)
+    assert values.shape == (2, 50)
+    for net, value in zip(critic.nets, values, strict=True):
+        x = torch.cat([(seen - seen.mean(0)) / seen.std(0), actions], 1)
+        *hidden, last = linears(net)
+        for linear in hidden:
+            x = x @ linear.weight.T + linear.bias
+            x = layer_norm(x, (16,)) if norm else x
+            x = x.relu()
+        torch.testing.assert_close(value, x @ last.weight[0] + last.bias, rtol=1e-10, atol=1e-10)
+
+
+def test_the_critics_share_nothing():
+    critic = twins()
+    first, second = critic(observations(), torch.zeros(50, 2))
+    assert not first.equal(second)
+    first.sum().backward()
+    assert not any(parameter.grad.any() for parameter in critic.nets[1].parameters())
+    assert [(linear.in_features, linear.out_features) for linear in linears(critic.nets[0])] == [
+        (6, 256), (256, 256), (256, 1)
+    ]  # fmt: skip
+
+
+def test_a_critics_constant_observations_keep_their_unit():
+    critic = twins()
+    critic.set_statistics(torch.zeros(4), torch.tensor([2.0, 0.0, 1e-7, 3.0]))
+    assert critic.observation_std.tolist() == [2.0, 1.0, 1.0, 3.0]

@@ -1,4 +1,4 @@
-"""Value networks: small perceptrons on normalised observations."""
+"""Value networks and critics: small perceptrons on normalised observations."""
 
 from itertools import pairwise
 
@@ -34,22 +34,66 @@ class ValueNetwork(nn.Module):
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
         self.scale = scale
-        sizes = [observation_dim] + [width] * layers
-        hidden: list[nn.Module] = []
-        for before, after in pairwise(sizes):
-            norm = [nn.LayerNorm(after, elementwise_affine=False)] if layer_norm else []
-            hidden += [nn.Linear(before, after), *norm, nn.SiLU()]
-        self.net = nn.Sequential(*hidden, nn.Linear(sizes[-1], 1))
+        self.net = _perceptron(observation_dim, width, layers, nn.SiLU, layer_norm=layer_norm)
 
     def set_statistics(self, observations: Float[Tensor, "steps obs"]) -> None:
         """Fixes the normalisation to the mean and deviation of some observations; constant ones keep their unit."""
         self.observation_mean.copy_(observations.mean(0))
-        std = observations.std(0)
-        self.observation_std.copy_(torch.where(std > 1e-6, std, torch.ones_like(std)))
+        self.observation_std.copy_(_unit_of(observations.std(0)))
 
     def forward(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch"]:
         """V(s) of each observation."""
         return self.scale * self.net((observations - self.observation_mean) / self.observation_std).squeeze(-1)
+
+
+class TwinCritic(nn.Module):
+    """Q₁(s, a) and Q₂(s, a), two perceptrons that share nothing (TD3; ReLU, two hidden layers of 256).
+
+    Args:
+        observation_dim: numbers in an observation.
+        action_dim: numbers in an action.
+        width: units a hidden layer.
+        layers: hidden layers.
+        layer_norm: a LayerNorm without parameters between each linear map and its activation (Adroit and AntMaze).
+    """
+
+    observation_mean: Tensor
+    observation_std: Tensor
+
+    def __init__(
+        self, observation_dim: int, action_dim: int, *, width: int = 256, layers: int = 2, layer_norm: bool = False
+    ):
+        super().__init__()
+        self.register_buffer("observation_mean", torch.zeros(observation_dim))
+        self.register_buffer("observation_std", torch.ones(observation_dim))
+        inputs = observation_dim + action_dim
+        self.nets = nn.ModuleList(_perceptron(inputs, width, layers, nn.ReLU, layer_norm=layer_norm) for _ in range(2))
+
+    def set_statistics(self, mean: Float[Tensor, "obs"], std: Float[Tensor, "obs"]) -> None:
+        """Fixes the normalisation of observations, best to the policy's own; constant ones keep their unit."""
+        self.observation_mean.copy_(mean)
+        self.observation_std.copy_(_unit_of(std))
+
+    def forward(
+        self, observations: Float[Tensor, "*batch obs"], actions: Float[Tensor, "*batch action"]
+    ) -> Float[Tensor, "2 *batch"]:
+        """Both values of each pair; actions are the squashed ones, in [-1, 1]."""
+        inputs = torch.cat(((observations - self.observation_mean) / self.observation_std, actions), -1)
+        return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
+
+
+def _perceptron(inputs: int, width: int, layers: int, activation: type[nn.Module], *, layer_norm: bool) -> nn.Module:
+    """`layers` hidden layers and one output."""
+    sizes = [inputs] + [width] * layers
+    hidden: list[nn.Module] = []
+    for before, after in pairwise(sizes):
+        norm = [nn.LayerNorm(after, elementwise_affine=False)] if layer_norm else []
+        hidden += [nn.Linear(before, after), *norm, activation()]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], 1))
+
+
+def _unit_of(std: Tensor) -> Tensor:
+    return torch.where(std > 1e-6, std, torch.ones_like(std))
 
 
 def initialise_linear(module: nn.Module, generator: torch.Generator) -> None:
