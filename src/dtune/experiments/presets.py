@@ -243,7 +243,7 @@ def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
             threads=threads,
         )  # fmt: skip
     return FinetuneConfig(
-        dataset=dataset, algorithm=_small_ppo(config, 320), iterations=320, evaluate_every=20, checkpoint_every=20
+        dataset=dataset, algorithm=_small_ppo(config, 400), iterations=400, evaluate_every=20, checkpoint_every=20
     )
 
 
