@@ -84,13 +84,15 @@ def _side_by_side(commands: dict[str, list[str]], folder: Path, lengths: dict[st
         with Live(console=console, refresh_per_second=2, transient=True) as live:
             while any(process.poll() is None for process in running.values()):
                 time.sleep(0.5)
+                if time.monotonic() - printed < (2 if console.is_terminal else 10):
+                    continue  # reading the records takes processor time from those who write them
+                printed = time.monotonic()
                 progress = {method: read_record(folder / method) for method in commands}
                 if console.is_terminal:
                     live.update(_progress(progress, lengths))
-                elif time.monotonic() - printed > 10:
-                    printed = time.monotonic()
-                    for method, rows in progress.items():
-                        print(_line(method, rows, lengths[method]), flush=True)
+                    continue
+                for method, rows in progress.items():
+                    print(_line(method, rows, lengths[method]), flush=True)
     finally:
         for method, process in running.items():
             process.terminate()
