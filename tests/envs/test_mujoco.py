@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from dtune.envs.antmaze import AntMaze
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
 from dtune.envs.mujoco import MujocoSimulator
 from dtune.envs.simulator import Restorable
@@ -13,7 +14,9 @@ TASKS = [
     pytest.param(HOPPER, id="hopper"),
     pytest.param(WALKER2D, id="walker2d"),
     pytest.param(Ant(), id="ant"),
+    pytest.param(AntMaze(), id="antmaze"),
 ]
+RECORDED = {AntMaze(): "goal"}  # memory that is a field of recorded states
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -179,9 +182,11 @@ def test_placed_rows_are_where_they_were_put(task):
     simulator = begin(task, 3, warm_up=20)
     nq, nv = simulator.model.nq, simulator.model.nv
     recorded = simulator.snapshot()
-    observations = simulator.place(recorded[:, 1 : 1 + nq], recorded[:, 1 + nq : 1 + nq + nv])
+    fields = {RECORDED[task]: recorded[:, -1 - task.memory_dim : -1]} if task in RECORDED else {}
+    observations = simulator.place(recorded[:, 1 : 1 + nq], recorded[:, 1 + nq : 1 + nq + nv], **fields)
     placed = simulator.snapshot()
     assert np.array_equal(placed[:, 1 : 1 + nq + nv], recorded[:, 1 : 1 + nq + nv])
+    assert all(np.array_equal(placed[:, -1 - task.memory_dim : -1], memory) for memory in fields.values())
     assert (placed[:, -1] == 0).all()  # the clock
     assert torch.equal(observations, simulator.restore(placed))
 

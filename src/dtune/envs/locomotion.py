@@ -18,13 +18,23 @@ from jaxtyping import Bool, Float32, Float64
 
 from dtune.envs.rules import Moment, blank_memory, load_model, uniform
 
-_ASSETS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
+ASSETS = Path(gymnasium.__file__).parent / "envs/mujoco/assets"
+"""Gymnasium's MuJoCo worlds."""
+
 _HEALTHY_REWARD = 1.0  # v2-v4 pay it on the falling step as well, whereupon the episode ends
 
 
 def control_cost(weight: float, actions: Float32[np.ndarray, "envs action"]) -> Float32[np.ndarray, "envs"]:
     """weight·‖a‖², in the precision of the actions, as Gymnasium has it."""
     return weight * np.square(actions).sum(axis=1)
+
+
+def draw_ant(
+    model: mujoco.MjModel, count: int, generator: torch.Generator
+) -> tuple[Float64[np.ndarray, "count nq"], Float64[np.ndarray, "count nv"]]:
+    """Draws an ant's positions, U(-0.1, 0.1) about the rest pose, and velocities, 0.1·N(0, 1)."""
+    qpos = model.qpos0 + uniform(-0.1, 0.1, count, model.nq, generator)
+    return qpos, 0.1 * torch.randn(count, model.nv, dtype=torch.float64, generator=generator).numpy()
 
 
 @final
@@ -54,7 +64,7 @@ class PlanarRunner:
 
     def model(self) -> mujoco.MjModel:
         """Loads the world; see `Task.model`."""
-        return load_model(_ASSETS / self.xml)
+        return load_model(ASSETS / self.xml)
 
     def draw(self, model: mujoco.MjModel, count: int, generator: torch.Generator) -> Moment:
         """Draws U(-0.005, 0.005) about the rest pose, positions and velocities alike."""
@@ -135,13 +145,11 @@ class Ant:
 
     def model(self) -> mujoco.MjModel:
         """Loads the world; see `Task.model`."""
-        return load_model(_ASSETS / "ant.xml")
+        return load_model(ASSETS / "ant.xml")
 
     def draw(self, model: mujoco.MjModel, count: int, generator: torch.Generator) -> Moment:
-        """Draws U(-0.1, 0.1) about the rest pose, and velocities of 0.1·N(0, 1)."""
-        qpos = model.qpos0 + uniform(-0.1, 0.1, count, model.nq, generator)
-        qvel = 0.1 * torch.randn(count, model.nv, dtype=torch.float64, generator=generator).numpy()
-        return Moment(qpos, qvel, np.zeros((count, self.memory_dim)))
+        """Draws positions and velocities; see `draw_ant`."""
+        return Moment(*draw_ant(model, count, generator), np.zeros((count, self.memory_dim)))
 
     def memory(self, count: int, fields: Mapping[str, np.ndarray]) -> Float64[np.ndarray, "count memory"]:
         """What `remember` fills; see `Task.memory`."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Shaped
 
-from dtune.errors import ConfigError
+from dtune.errors import ConfigError, SimulatorError
 
 
 class Moment(NamedTuple):
@@ -75,6 +75,7 @@ class Task(Protocol):
 
         Raises:
             ConfigError: if a field is missing, or is none of this task's.
+            SimulatorError: if a field is of another size, or a number is not finite.
         """
         ...
 
@@ -113,7 +114,11 @@ class Task(Protocol):
 
 def load_model(path: Path) -> mujoco.MjModel:
     """Loads a world with the contacts it had when D4RL recorded it."""
-    model = mujoco.MjModel.from_xml_path(str(path))
+    return halve_margins(mujoco.MjModel.from_xml_path(str(path)))
+
+
+def halve_margins(model: mujoco.MjModel) -> mujoco.MjModel:
+    """Gives a world, in place, the contacts it had when D4RL recorded it."""
     # MuJoCo >= 3.5 sums the margins of two geoms where it took their maximum before: halved, their sum is the
     # old distance again. Unhalved, replayed transitions miss by 0.13 (Ant, median) instead of 5e-6.
     model.geom_margin[:] *= 0.5
@@ -136,3 +141,30 @@ def blank_memory(count: int, columns: int, fields: Mapping[str, np.ndarray]) -> 
     if fields:
         raise ConfigError(f"this task's states are qpos and qvel alone, so {', '.join(fields)} cannot be placed.")
     return np.zeros((count, columns))
+
+
+def recorded_field(
+    count: int, fields: Mapping[str, np.ndarray], name: str, size: int
+) -> Float64[np.ndarray, "count size"]:
+    """Takes the one field that a task's recorded states have beside positions and velocities.
+
+    Args:
+        count: rows.
+        fields: what the caller gave.
+        name: the field's name among the infos of D4RL's files.
+        size: numbers a row.
+
+    Raises:
+        ConfigError: if it is missing, or there are fields that are none of the task's.
+        SimulatorError: if its size is another, or a number is not finite.
+    """
+    unknown = [given for given in fields if given != name]
+    if unknown or name not in fields:
+        wrong = f"{', '.join(unknown)} cannot be placed" if unknown else f"{name} is missing"
+        raise ConfigError(f"{wrong}: this task's states are qpos, qvel and {name}, as in the infos of D4RL's files.")
+    values = np.array(fields[name], dtype=np.float64)
+    if values.shape != (count, size):
+        raise SimulatorError(f"{name} has shape {values.shape}, but {count} rows of {size} numbers are placed.")
+    if not np.isfinite(values).all():
+        raise SimulatorError(f"{name} holds NaN or infinity: leave those rows out.")
+    return values

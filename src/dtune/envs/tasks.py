@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from dtune.envs.antmaze import AntMaze
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
 from dtune.envs.mujoco import MujocoSimulator
 from dtune.envs.rules import Task
@@ -45,6 +46,7 @@ _UMAZE = TaskInfo(
     return_scale=1.0,
     reference_min=0.0,
     reference_max=1.0,
+    make=AntMaze,
 )
 
 TASKS: dict[str, TaskInfo] = {
