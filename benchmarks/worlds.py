@@ -8,7 +8,8 @@ controls and `Batch.rollout`), and Gymnasium's SyncVectorEnv.
 All of them start from the same states and take the same random actions, in short blocks by turns, so that what else
 runs on the machine hits them alike; a ratio is the median over the rounds. Between the rounds, episodes that have
 ended start anew; SyncVectorEnv starts its own anew at once, which counts as a step. `foreign_cores` is what others
-took of the machine meanwhile: above 0.1, believe the ratios at one thread only.
+took of the machine meanwhile. Where it is above 0.1, threads wait for cores: believe `closed_to_open_cpu`, the ratio of
+steps a second of processor time, which leaves out all waiting.
 """
 
 import argparse
@@ -32,12 +33,13 @@ import torch
 from mujoco.batch import Batch
 
 from dtune.envs.mujoco import MujocoSimulator
+from dtune.envs.simulator import Outcome
 from dtune.envs.tasks import TASKS, make_simulator
 from dtune.errors import ConfigError
 
 THREADS = (1, 2)
 ROWS = (64, 512)
-BLOCK = 3072  # environment steps between two turns, a quarter of a second
+BLOCK = 2048  # environment steps between two turns, a fifth of a second
 SYNC_ROWS = 32  # its rate does not rise with the number of environments
 GYMNASIUM = {
     "hopper": "Hopper-v4",
@@ -49,8 +51,15 @@ GYMNASIUM = {
     "antmaze-umaze": "AntMaze_UMaze-v4",
 }
 STATE = mujoco.mjtState.mjSTATE_INTEGRATION
-Contestant = Callable[[np.ndarray, torch.Tensor], float]
-"""Takes snapshots [rows, width] and actions [steps, rows, action]; gives environment steps a second."""
+Contestant = Callable[[np.ndarray, torch.Tensor], np.ndarray]
+"""Takes snapshots [rows, width] and actions [steps, rows, action]; gives rates, see `timed`."""
+
+
+def timed(run: Callable[[], object], steps: int) -> np.ndarray:
+    """Steps a second of the wall, and a second of the processor, all threads together."""
+    wall, processor = time.perf_counter(), time.process_time()
+    run()
+    return steps / np.array([time.perf_counter() - wall, time.process_time() - processor])
 
 
 @dataclass(kw_only=True)
@@ -60,13 +69,12 @@ class Closed:
     simulator: MujocoSimulator
     ended: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def __call__(self, start: np.ndarray, actions: torch.Tensor) -> float:
+    def __call__(self, start: np.ndarray, actions: torch.Tensor) -> np.ndarray:
         self.simulator.restore(start)
-        begun = time.perf_counter()
-        outcomes = [self.simulator.step(chosen) for chosen in actions]
-        seconds = time.perf_counter() - begun
+        outcomes: list[Outcome] = []
+        rates = timed(lambda: outcomes.extend(map(self.simulator.step, actions)), actions[..., 0].numel())
         self.ended = torch.stack([outcome.terminated | outcome.truncated for outcome in outcomes]).any(dim=0)
-        return actions.shape[0] * actions.shape[1] / seconds
+        return rates
 
 
 def open_loops(simulator: MujocoSimulator, rows: int, threads: int) -> dict[str, Contestant]:
@@ -81,19 +89,19 @@ def open_loops(simulator: MujocoSimulator, rows: int, threads: int) -> dict[str,
         task.configure(start[:, width:-1], expanded)
         return np.stack([task.controls(chosen) for chosen in actions.numpy()])
 
-    def step(start: np.ndarray, actions: torch.Tensor) -> float:
+    def step(start: np.ndarray, actions: torch.Tensor) -> np.ndarray:
         recorded = begin(start, actions)
-        begun = time.perf_counter()
-        for chosen in recorded:
-            controls[:] = chosen
-            batch.step(nstep=task.frame_skip)
-        return actions.shape[0] * rows / (time.perf_counter() - begun)
 
-    def rollout(start: np.ndarray, actions: torch.Tensor) -> float:
+        def run() -> None:
+            for chosen in recorded:
+                controls[:] = chosen
+                batch.step(nstep=task.frame_skip)
+
+        return timed(run, len(recorded) * rows)
+
+    def rollout(start: np.ndarray, actions: torch.Tensor) -> np.ndarray:
         recorded = begin(start, actions).swapaxes(0, 1).repeat(task.frame_skip, axis=1).astype(float)
-        begun = time.perf_counter()
-        batch.rollout(recorded.shape[1], recorded, record=())
-        return actions.shape[0] * rows / (time.perf_counter() - begun)
+        return timed(lambda: batch.rollout(recorded.shape[1], recorded, record=()), len(actions) * rows)
 
     return {"step": step, "rollout": rollout}
 
@@ -116,17 +124,14 @@ def sync(name: str, simulator: MujocoSimulator) -> Contestant | None:
         world.model.actuator_gear[:] = simulator.model.actuator_gear
     nq, nv = simulator.model.nq, simulator.model.nv
 
-    def run(start: np.ndarray, actions: torch.Tensor) -> float:
+    def run(start: np.ndarray, actions: torch.Tensor) -> np.ndarray:
         envs.reset(seed=0)
         for world, state in zip(worlds, start, strict=False):
             qpos = state[1 : 1 + nq].copy()
             qpos[:2] -= origin
             world.set_state(qpos, state[1 + nq : 1 + nq + nv])
         recorded = actions[:, :SYNC_ROWS].numpy()
-        begun = time.perf_counter()
-        for chosen in recorded:
-            envs.step(chosen)
-        return len(recorded) * SYNC_ROWS / (time.perf_counter() - begun)
+        return timed(lambda: [envs.step(chosen) for chosen in recorded], len(recorded) * SYNC_ROWS)
 
     return run
 
@@ -143,27 +148,28 @@ def clocks() -> np.ndarray:
 def compete(
     contestants: dict[str, Contestant], simulator: MujocoSimulator, rows: int, rounds: int
 ) -> tuple[dict[str, np.ndarray], float]:
-    """Rates of every contestant, `[rounds]` each, and the cores that others took meanwhile."""
+    """Rates of every contestant, `[rounds, 2]` each, and the cores that others took meanwhile."""
     generator = torch.Generator().manual_seed(0)
     simulator.reset(rows, generator)
     fresh = start = simulator.snapshot()
     closed = contestants["closed"]
     assert isinstance(closed, Closed)
-    rates: dict[str, list[float]] = {name: [] for name in contestants}
+    rates: dict[str, list[np.ndarray]] = {name: [] for name in contestants}
     before = clocks()
-    for turn in range(-3, rounds):  # the first rounds warm up: caches, and episodes of different ages
+    for turn in range(-5, rounds):  # five turns alone, so that episodes are of different ages
         actions = 2 * torch.rand(max(BLOCK // rows, 1), rows, simulator.action_dim, generator=generator) - 1
         if turn == 0:
             before = clocks()
-        names = list(contestants)
+        names = list(contestants) if turn >= 0 else ["closed"]
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             rate = contestants[name](start, actions)
             if name == "closed":
-                start = np.where(closed.ended.numpy()[:, None], fresh, simulator.snapshot())
+                following = np.where(closed.ended.numpy()[:, None], fresh, simulator.snapshot())
             if turn >= 0:
                 rates[name].append(rate)
+        start = following
     wall, own, busy = clocks() - before
-    return {name: np.array(values) for name, values in rates.items()}, max(0.0, (busy - own) / wall)
+    return {name: np.stack(values) for name, values in rates.items()}, max(0.0, (busy - own) / wall)
 
 
 def measure(name: str, threads: int, rows: int, rounds: int) -> dict[str, object]:
@@ -175,17 +181,19 @@ def measure(name: str, threads: int, rows: int, rounds: int) -> dict[str, object
     if gymnasiums:
         contestants["sync"] = gymnasiums
     rates, foreign = compete(contestants, simulator, rows, rounds)
-    bar = max(("step", "rollout"), key=lambda kind: np.median(rates[kind]))
+    middle = {kind: np.median(values, axis=0) for kind, values in rates.items()}
+    bar, bar_cpu = (max(("step", "rollout"), key=lambda kind: middle[kind][clock]) for clock in (0, 1))
     return {
         "world": name,
         "threads": threads,
         "rows": rows,
-        "closed_loop": round(np.median(rates["closed"])),
-        "open_loop": round(np.median(rates[bar])),
+        "closed_loop": round(middle["closed"][0]),
+        "open_loop": round(middle[bar][0]),
         "open_loop_by": bar,
-        "sync_vector_env": round(np.median(rates["sync"])) if gymnasiums else "",
-        "closed_to_open": f"{np.median(rates['closed'] / rates[bar]):.3f}",
-        "closed_to_sync": f"{np.median(rates['closed'] / rates['sync']):.2f}" if gymnasiums else "",
+        "sync_vector_env": round(middle["sync"][0]) if gymnasiums else "",
+        "closed_to_open": f"{np.median(rates['closed'][:, 0] / rates[bar][:, 0]):.3f}",
+        "closed_to_open_cpu": f"{np.median(rates['closed'][:, 1] / rates[bar_cpu][:, 1]):.3f}",
+        "closed_to_sync": f"{np.median(rates['closed'][:, 0] / rates['sync'][:, 0]):.2f}" if gymnasiums else "",
         "foreign_cores": f"{foreign:.2f}",
     }
 
@@ -230,8 +238,8 @@ def main() -> None:
             for rows in ROWS:
                 line = measure(name, threads, rows, options.rounds)
                 if not table:
-                    print("  ".join(f"{column:>15}" for column in line))
-                print("  ".join(f"{value!s:>15}" for value in line.values()), flush=True)
+                    print("  ".join(f"{column:>18}" for column in line))
+                print("  ".join(f"{value!s:>18}" for value in line.values()), flush=True)
                 table.append(line | machine)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with options.out.open("w", newline="") as file:
