@@ -7,6 +7,7 @@ from typing import TypeVar
 import numpy as np
 from torch import Tensor
 
+from dtune.envs.adroit import Door, Hammer, Pen
 from dtune.envs.antmaze import AntMaze
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
 from dtune.envs.mujoco import MujocoSimulator
@@ -86,6 +87,7 @@ TASKS: dict[str, TaskInfo] = {
             action_dim=28,
             reference_min=-56.512833,
             reference_max=2880.5693087298737,
+            make=Door,
         ),
         TaskInfo(
             name="pen",
@@ -94,6 +96,7 @@ TASKS: dict[str, TaskInfo] = {
             action_dim=24,
             reference_min=96.262799,
             reference_max=3076.8331017826877,
+            make=Pen,
         ),
         TaskInfo(
             name="hammer",
@@ -102,6 +105,7 @@ TASKS: dict[str, TaskInfo] = {
             action_dim=26,
             reference_min=-274.856578,
             reference_max=12794.134825156867,
+            make=Hammer,
         ),
         _UMAZE,
         replace(_UMAZE, name="antmaze-umaze-diverse"),  # other data; D4RL evaluates both in one world
@@ -140,7 +144,7 @@ def make_simulator(name: str, threads: int = 1) -> MujocoSimulator:
         threads: threads that step the physics. Results do not depend on it.
 
     Raises:
-        ConfigError: if there is no such name, or its world is not built yet.
+        ConfigError: if there is no such name, its world is not built yet, or a package it needs is not installed.
     """
     info = task_info(name)
     if info.make is None:
