@@ -1,9 +1,12 @@
 """The batched engine: going back, leaving the batch, time, faults."""
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
 
+from dtune.envs.adroit import Door, Hammer, Pen
 from dtune.envs.antmaze import AntMaze
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
 from dtune.envs.mujoco import MujocoSimulator
@@ -16,7 +19,11 @@ TASKS = [
     pytest.param(Ant(), id="ant"),
     pytest.param(AntMaze(), id="antmaze"),
 ]
-RECORDED = {AntMaze(): "goal"}  # memory that is a field of recorded states
+HANDS = {Door: ("door_body_pos", 3), Hammer: ("board_pos", 3), Pen: ("desired_orien", 4)}
+RECORDED = {AntMaze(): ("goal", 2)}  # the field of recorded states that memory begins with
+if find_spec("gymnasium_robotics"):
+    TASKS += [pytest.param(hand(), id=hand.__name__.lower()) for hand in HANDS]
+    RECORDED |= {hand(): field for hand, field in HANDS.items()}
 every_task = pytest.mark.parametrize("task", TASKS)
 
 
@@ -182,11 +189,13 @@ def test_placed_rows_are_where_they_were_put(task):
     simulator = begin(task, 3, warm_up=20)
     nq, nv = simulator.model.nq, simulator.model.nv
     recorded = simulator.snapshot()
-    fields = {RECORDED[task]: recorded[:, -1 - task.memory_dim : -1]} if task in RECORDED else {}
+    name, size = RECORDED.get(task, ("", 0))
+    own = slice(-1 - task.memory_dim, -1 - task.memory_dim + size)
+    fields = {name: recorded[:, own]} if name else {}
     observations = simulator.place(recorded[:, 1 : 1 + nq], recorded[:, 1 + nq : 1 + nq + nv], **fields)
     placed = simulator.snapshot()
     assert np.array_equal(placed[:, 1 : 1 + nq + nv], recorded[:, 1 : 1 + nq + nv])
-    assert all(np.array_equal(placed[:, -1 - task.memory_dim : -1], memory) for memory in fields.values())
+    assert np.array_equal(placed[:, own], recorded[:, own])
     assert (placed[:, -1] == 0).all()  # the clock
     assert torch.equal(observations, simulator.restore(placed))
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 
-from dtune.envs.hand import Hand, distance, euler_angles, load_hand, recorded_field, rest
-from dtune.envs.rules import Moment, uniform
+from dtune.envs.hand import Hand, distance, euler_angles, load_hand, rest
+from dtune.envs.rules import Moment, recorded_field, uniform
 
 
 @final
@@ -235,7 +235,7 @@ class Pen:
         return self.hand.sites("object_top", "target_top", "object_bottom", "target_bottom")
 
     @cached_property
-    def _place(self) -> Float64[np.ndarray, "3"]:
+    def _spot(self) -> Float64[np.ndarray, "3"]:
         """Where the pen is to be held (m): fixed in the world."""
         return self.hand.loaded.site("eps_ball").pos
 
@@ -274,7 +274,7 @@ class Pen:
     def observe(self, now: Moment) -> Float64[np.ndarray, "envs obs"]:
         """Joints of the hand, the pen's position, velocities and direction, the direction wanted, what both miss."""
         position, direction, wanted = np.split(now.memory[:, 4:], 3, axis=1)
-        parts = (position, now.qvel[:, -6:], direction, wanted, position - self._place, direction - wanted)
+        parts = (position, now.qvel[:, -6:], direction, wanted, position - self._spot, direction - wanted)
         return np.concatenate((now.qpos[:, :-6], *parts), axis=1)
 
     def reward(
@@ -285,7 +285,7 @@ class Pen:
     ) -> Float64[np.ndarray, "envs"]:
         """Likeness of directions less the distance; 10 or 60 more for holding it well; 5 less for a drop."""
         position, direction, wanted = np.split(now.memory[:, 4:], 3, axis=1)
-        missed, likeness = distance(position, self._place), (direction * wanted).sum(axis=1)
+        missed, likeness = distance(position, self._spot), (direction * wanted).sum(axis=1)
         near = missed < 0.075
         rewards = likeness - missed
         rewards += 10.0 * (near & (likeness > 0.9)) + 50.0 * (near & (likeness > 0.95))

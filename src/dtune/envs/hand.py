@@ -1,6 +1,5 @@
 """The Adroit hand: loading a world of it, and what its three worlds share."""
 
-from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from dtune.envs.rules import Moment, load_model
-from dtune.errors import ConfigError, SimulatorError
+from dtune.errors import ConfigError
 
 _PACKAGE = "gymnasium_robotics"
 
@@ -79,34 +78,6 @@ def rest(model: mujoco.MjModel, count: int, drawn: Float64[np.ndarray, "count dr
     return Moment(np.tile(model.qpos0, (count, 1)), np.zeros((count, model.nv)), memory)
 
 
-def recorded_field(
-    count: int, fields: Mapping[str, np.ndarray], name: str, size: int, *, implied: tuple[str, ...] = ()
-) -> Float64[np.ndarray, "count size"]:
-    """Takes the one field that a task's recorded states have beside positions and velocities.
-
-    Args:
-        count: rows.
-        fields: what the caller gave.
-        name: the field's name among the infos of D4RL's files.
-        size: numbers a row.
-        implied: fields that D4RL's files have as well, but that follow from the others; ignored.
-
-    Raises:
-        ConfigError: if it is missing, or there are fields that are none of the task's.
-        SimulatorError: if its size is another, or a number is not finite.
-    """
-    unknown = [given for given in fields if given not in (name, *implied)]
-    if unknown or name not in fields:
-        wrong = f"{', '.join(unknown)} cannot be placed" if unknown else f"{name} is missing"
-        raise ConfigError(f"{wrong}: this task's states are qpos, qvel and {name}, as in the infos of D4RL's files.")
-    values = np.array(fields[name], dtype=np.float64)
-    if values.shape != (count, size):
-        raise SimulatorError(f"{name} has shape {values.shape}, but {count} rows of {size} numbers are placed.")
-    if not np.isfinite(values).all():
-        raise SimulatorError(f"{name} holds NaN or infinity: leave those rows out.")
-    return values
-
-
 def euler_angles(quaternions: Float64[np.ndarray, "envs 4"]) -> Float64[np.ndarray, "envs 3"]:
     """Angles (rad) by which to turn about x, then about the new y, then about the newest z.
 
@@ -115,18 +86,18 @@ def euler_angles(quaternions: Float64[np.ndarray, "envs 4"]) -> Float64[np.ndarr
 
     Returns:
         The second angle is in [-π/2, π/2]; at its ends, where only the sum or difference of the two others is
-        defined, the first is 0.
+        defined, the first is 0. Half a turn about x or z is -π.
     """
     w, x, y, z = quaternions.T
     with np.errstate(divide="ignore", invalid="ignore"):  # 0 where MuJoCo failed before it came to the pose
         x2, y2, z2 = quaternions[:, 1:].T * (2.0 / np.square(quaternions).sum(axis=1))
-        sin_y = x * z2 + w * y2  # entries of the rotation matrix
-        sin_x, cos_x = w * x2 - y * z2, 1.0 - (x * x2 + y * y2)  # both times cos_y
-        sin_z, cos_z = w * z2 - x * y2, 1.0 - (y * y2 + z * z2)  # both times cos_y
-        cos_y = np.sqrt(cos_x * cos_x + sin_x * sin_x)
+        minus_sin_x, cos_x = y * z2 - w * x2, 1.0 - (x * x2 + y * y2)  # of the rotation matrix; times cos_y
+        minus_sin_z, cos_z = x * y2 - w * z2, 1.0 - (y * y2 + z * z2)
+        sin_y, cos_y = x * z2 + w * y2, np.sqrt(cos_x * cos_x + minus_sin_x * minus_sin_x)
         locked = cos_y <= 4 * np.finfo(np.float64).eps
-        first = np.where(locked, 0.0, np.arctan2(sin_x, cos_x))
-        last = np.where(locked, np.arctan2(x * y2 + w * z2, 1.0 - (x * x2 + z * z2)), np.arctan2(sin_z, cos_z))
+        first = np.where(locked, 0.0, -np.arctan2(minus_sin_x, cos_x))
+        locked_last = np.arctan2(x * y2 + w * z2, 1.0 - (x * x2 + z * z2))
+        last = np.where(locked, locked_last, -np.arctan2(minus_sin_z, cos_z))
         return np.stack((first, np.arctan2(sin_y, cos_y), last), axis=1)
 
 

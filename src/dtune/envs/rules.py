@@ -144,7 +144,7 @@ def blank_memory(count: int, columns: int, fields: Mapping[str, np.ndarray]) -> 
 
 
 def recorded_field(
-    count: int, fields: Mapping[str, np.ndarray], name: str, size: int
+    count: int, fields: Mapping[str, np.ndarray], name: str, size: int, *, implied: tuple[str, ...] = ()
 ) -> Float64[np.ndarray, "count size"]:
     """Takes the one field that a task's recorded states have beside positions and velocities.
 
@@ -153,12 +153,13 @@ def recorded_field(
         fields: what the caller gave.
         name: the field's name among the infos of D4RL's files.
         size: numbers a row.
+        implied: fields that D4RL's files have as well, but that follow from the others; ignored.
 
     Raises:
         ConfigError: if it is missing, or there are fields that are none of the task's.
         SimulatorError: if its size is another, or a number is not finite.
     """
-    unknown = [given for given in fields if given != name]
+    unknown = [given for given in fields if given not in (name, *implied)]
     if unknown or name not in fields:
         wrong = f"{', '.join(unknown)} cannot be placed" if unknown else f"{name} is missing"
         raise ConfigError(f"{wrong}: this task's states are qpos, qvel and {name}, as in the infos of D4RL's files.")
