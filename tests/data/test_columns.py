@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dtune.data.columns import adroit_episode_ends, check_columns, episode_ends, make_dataset
+from dtune.data.columns import check_columns, make_dataset
+from dtune.data.splitting import cut_locomotion
 from dtune.errors import ConfigError, DataError
 
 
@@ -24,16 +25,6 @@ def columns(rows: int = 6, observation_dim: int = 2, **replaced: Tensor) -> dict
     } | replaced
 
 
-def test_locomotion_is_cut_at_terminals_and_timeouts():
-    assert episode_ends(flags(0, 4, 5, of=8), flags(2, 4, of=8)).tolist() == [1, 3, 5, 6]
-    assert episode_ends(flags(of=3), flags(of=3)).tolist() == []
-
-
-def test_adroit_never_looks_at_the_last_row():
-    assert adroit_episode_ends(flags(2, of=6), flags(5, of=6)).tolist() == [3]
-    assert adroit_episode_ends(flags(2, of=6), flags(4, of=6)).tolist() == [3, 5]
-
-
 def test_episodes_are_cut_and_the_unfinished_tail_is_dropped():
     given = columns()
     dataset = make_dataset(given, name="made", splitting="locomotion")
@@ -52,7 +43,7 @@ def test_the_splitting_asked_for_is_used():
 
 
 def test_an_unknown_splitting_is_refused(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("dtune.data.columns.SPLITTINGS", {"locomotion": episode_ends})
+    monkeypatch.setattr("dtune.data.columns.SPLITTINGS", {"locomotion": cut_locomotion})
     with pytest.raises(ConfigError, match=r"no splitting 'adroit'.*locomotion"):
         make_dataset(columns(), name="made", splitting="adroit")
 

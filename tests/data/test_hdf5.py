@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from shared import sample_file
 
 from dtune.data import hdf5
 from dtune.data.columns import COLUMNS
@@ -339,11 +340,6 @@ def test_any_damage_ends_in_a_dataset_or_a_data_error(path: Path, damage: Callab
 # Sample files, where present
 
 
-def sample_files() -> Path:
-    beside = Path(__file__).parents[3] / "shared" / "data"
-    return Path(os.environ.get("DTUNE_SHARED_DATA", beside))
-
-
 HOPPER, WALKER2D, ANT = (-20.272305, 3234.3), (1.629008, 4592.3), (-325.6, 3879.7)
 DOOR, HAMMER, PEN = (-56.512833, 2880.5693087), (-274.856578, 12794.1348252), (96.262799, 3076.8331018)
 
@@ -371,10 +367,7 @@ def test_sample_files_have_their_known_statistics(
     lengths: tuple[int, int, int],
     sizes: tuple[int, int],
 ):
-    found = sorted(sample_files().glob(f"{file}.*hdf5"))
-    if not found:
-        pytest.skip("the sample files are not on this machine")
-    dataset = read_hdf5(found[0], splitting="adroit" if file.startswith("adroit") else "locomotion")
+    dataset = read_hdf5(sample_file(file), splitting="adroit" if file.startswith("adroit") else "locomotion")
     scores = 100 * (dataset.returns - reference[0]) / (reference[1] - reference[0])
     assert len(dataset) == episodes
     assert (scores.mean().item(), scores.std(correction=0).item()) == pytest.approx(score, abs=0.006)

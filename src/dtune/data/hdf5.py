@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtune.data.columns import COLUMNS, FLAGS, Splitting, check_columns, make_dataset
+from dtune.data.columns import COLUMNS, FLAGS, check_columns, make_dataset
 from dtune.data.datasets import Dataset
+from dtune.data.splitting import Splitting
 from dtune.errors import DataError
 
 # Deflate makes data at most 1,032 times smaller: a larger claim is a hole in the file, not data.
