@@ -11,7 +11,7 @@ import pytest
 import torch
 from shared import sample_file
 
-from dtune.data import hdf5
+from dtune.data import guards
 from dtune.data.columns import COLUMNS
 from dtune.data.datasets import Dataset
 from dtune.data.hdf5 import dataset_hash, read_hdf5, write_hdf5
@@ -233,7 +233,7 @@ def test_a_column_that_holds_no_numbers_is_refused(path: Path, key: str, value: 
         ("rewards", np.zeros((ROWS, 2)), "'rewards' has the shape (40, 2)"),
         ("observations", np.zeros(ROWS), "'observations' has the shape (40,)"),
         ("rewards", np.zeros(0), "unequal length"),
-        ("observations", h5py.Empty("f4"), "not a readable"),
+        ("observations", h5py.Empty("f4"), "'observations' holds nothing"),
         ("observations", np.full((ROWS, 4), np.nan), "'observations' holds nan at row 0"),
         ("observations", np.full((ROWS, 4), 1e300), "'observations' holds inf at row 0"),
         ("actions", np.full((ROWS, 2), 1.5), "'actions' reach 1.5"),
@@ -278,14 +278,14 @@ def test_a_column_in_countless_chunks_is_refused(path: Path):
 
 def test_a_file_that_does_not_fit_into_memory_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch):
     needed = 4 * ROWS * (4 + 2 + 1 + 1 + 1)
-    monkeypatch.setattr(hdf5, "_free_memory", lambda: needed - 1)
+    monkeypatch.setattr(guards, "free_memory", lambda: needed - 1)
     assert f"needs {needed:,} bytes" in refusal(path)
-    monkeypatch.setattr(hdf5, "_free_memory", lambda: needed)
+    monkeypatch.setattr(guards, "free_memory", lambda: needed)
     assert len(read_hdf5(path)) == 4
 
 
 def test_free_memory_is_at_most_what_the_machine_has():
-    assert 2**20 < hdf5._free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 2**20 < guards.free_memory() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # Damage of any kind

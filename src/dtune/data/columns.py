@@ -1,7 +1,7 @@
 """D4RL's layout, one row a step in a few columns: checked, and cut into episodes."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 from jaxtyping import Bool
@@ -63,18 +63,21 @@ def make_dataset(columns: Mapping[str, Tensor], *, name: str, splitting: Splitti
     )
 
 
-def check_columns(shapes: Mapping[str, tuple[int, ...]], *, name: str, complain: Complain = refuse) -> None:
+def check_columns(
+    shapes: Mapping[str, tuple[int, ...]], *, name: str, others: Collection[str] = (), complain: Complain = refuse
+) -> None:
     """Checks that columns of these shapes make a dataset, before any of them is read.
 
     Args:
         shapes: of every column, by key.
         name: said in messages.
+        others: keys that are there, too, of shapes unknown.
         complain: told when a column is missing, has a wrong shape or another number of rows than the others.
     """
-    missing = [key for key in COLUMNS if key not in shapes]
+    missing = [key for key in COLUMNS if key not in shapes and key not in others]
     if missing:
         complain(
-            f"{name} lacks {missing} and has {sorted(shapes)}: D4RL's layout needs {list(COLUMNS)}, so "
+            f"{name} lacks {missing} and has {sorted({*shapes, *others})}: D4RL's layout needs {list(COLUMNS)}, so "
             "rename or add the columns."
         )
     present = [key for key in COLUMNS if key in shapes]

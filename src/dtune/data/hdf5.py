@@ -3,8 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from math import prod
 from pathlib import Path
 
 import h5py
@@ -12,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtune.data.columns import COLUMNS, FLAGS, check_columns, make_dataset
+from dtune.data.columns import COLUMNS, FLAGS, Complain, check_columns, make_dataset, refuse
 from dtune.data.datasets import Dataset
+from dtune.data.guards import array, check_memory, damage_explained, elements
 from dtune.data.splitting import Splitting
 from dtune.errors import DataError
 
-# Deflate makes data at most 1,032 times smaller: a larger claim is a hole in the file, not data.
-COMPRESSION_LIMIT = 1032
-SMALL = 64 * 2**20  # bytes a column may claim without a look at what the file stores
-MOST_CHUNKS = 100_000  # HDF5 needs 4 kB of memory for each it reads, stored or not
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+"""The first bytes of an HDF5 file."""
 
 
 def read_hdf5(path: Path | str, *, splitting: Splitting = "locomotion") -> Dataset:
@@ -31,22 +28,36 @@ def read_hdf5(path: Path | str, *, splitting: Splitting = "locomotion") -> Datas
 
     Args:
         path: the file.
-        splitting: the rule episodes are cut by, one of `columns.SPLITTINGS`.
+        splitting: the rule episodes are cut by, one of `splitting.SPLITTINGS`.
 
     Raises:
         DataError: if the file is missing, damaged, or breaks a rule of `columns.make_dataset`.
     """
-    path = Path(path)
+    return make_dataset(read_columns(Path(path)), name=str(path), splitting=splitting)
+
+
+def read_columns(path: Path, complain: Complain = refuse) -> dict[str, Tensor]:
+    """Reads the columns of a file in D4RL's layout: float32, flags that are stored as bool as bool.
+
+    Args:
+        path: the file.
+        complain: told of each column that is missing, has a wrong shape, cannot be or must not be read.
+
+    Returns:
+        Those of `columns.COLUMNS` that could be read: all of them, unless `complain` goes on.
+
+    Raises:
+        DataError: if the file is no HDF5 file, or does not fit into memory.
+    """
     if not path.is_file():
         raise DataError(f"{path} is not there, or is no file: give the path of a D4RL HDF5 file.")
-    with _damage_explained(path), h5py.File(path, "r") as file:
+    with damage_explained(str(path), "HDF5 file"), h5py.File(path, "r") as file:
         names = set(file)  # `key in file` would follow links
-        stored = {key: _inside(file, key, path) for key in COLUMNS if key in names}
-        others = dict.fromkeys(names - set(COLUMNS), ())  # only to say what is there
-        check_columns({key: dataset.shape for key, dataset in stored.items()} | others, name=str(path))
-        _check_claims(stored, path)
-        columns = {key: _read(stored[key]) for key in COLUMNS}
-    return make_dataset(columns, name=str(path), splitting=splitting)
+        stored = _stored(file, [key for key in COLUMNS if key in names], path, complain)
+        shapes = {key: dataset.shape for key, dataset in stored.items()}
+        check_columns(shapes, name=str(path), others=names - stored.keys(), complain=complain)
+        check_memory(path, (4 * elements(dataset) for dataset in stored.values()))
+        return dict(_read(stored, path, complain))
 
 
 def write_hdf5(path: Path | str, columns: Mapping[str, Tensor]) -> None:
@@ -80,79 +91,24 @@ def dataset_hash(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-@contextmanager
-def _damage_explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except DataError:
-        raise
-    except MemoryError as error:
-        raise DataError(f"{path} does not fit into memory: read it where there is more.") from error
-    except Exception as error:  # h5py meets damage with whatever Python exception is nearest
-        raise DataError(
-            f"{path} is not a readable HDF5 file ({error}): a download that was cut short looks like this, "
-            "so download it again."
-        ) from error
+def _stored(file: h5py.File, keys: list[str], path: Path, complain: Complain) -> dict[str, h5py.Dataset]:
+    """The columns that may be read."""
+    stored = {}
+    for key in keys:
+        where = f"{path}: {key!r}"
+        try:
+            with damage_explained(where):
+                stored[key] = array(file, key, where, "biuf" if key in FLAGS else "iuf")
+        except DataError as error:
+            complain(str(error))
+    return stored
 
 
-def _inside(file: h5py.File, key: str, path: Path) -> h5py.Dataset:
-    """The dataset `key` of the file, refused if its numbers might lie elsewhere."""
-    # Looking at a link does not follow it; h5py would open another file on `file[key]`.
-    link = file.get(key, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        raise DataError(
-            f"{path}: {key!r} is a {type(link).__name__}, which is not followed: copy the numbers themselves."
-        )
-    dataset = file[key]
-    if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{path}: {key!r} is a group, not an array: D4RL's layout has one array a column.")
-    storage = dataset.id.get_create_plist()
-    if storage.get_layout() == h5py.h5d.VIRTUAL or storage.get_external_count():
-        raise DataError(
-            f"{path}: {key!r} keeps its numbers elsewhere, where nothing is opened: copy them into the file."
-        )
-    if dataset.dtype.kind not in ("biuf" if key in FLAGS else "iuf"):
-        raise DataError(f"{path}: {key!r} holds {dataset.dtype}, not numbers: store it as float32.")
-    return dataset
-
-
-def _check_claims(stored: Mapping[str, h5py.Dataset], path: Path) -> None:
-    """Refuses sizes that cannot be, before memory is asked for: a few bytes of a file can claim terabytes."""
+def _read(stored: dict[str, h5py.Dataset], path: Path, complain: Complain) -> Iterator[tuple[str, Tensor]]:
     for key, dataset in stored.items():
-        claim, held = _elements(dataset) * dataset.dtype.itemsize, dataset.id.get_storage_size()
-        if claim > SMALL + COMPRESSION_LIMIT * held:
-            raise DataError(
-                f"{path}: {key!r} claims {claim:,} bytes (shape {dataset.shape}) and stores {held:,}: no "
-                "compression does that, so the file is damaged or made up; download it again."
-            )
-        chunks = prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks or ()))
-        if chunks > MOST_CHUNKS:
-            raise DataError(
-                f"{path}: {key!r} lies in {chunks:,} chunks, above the limit of {MOST_CHUNKS:,}: store it in "
-                "larger ones (h5repack does it)."
-            )
-    need, free = 4 * sum(map(_elements, stored.values())), _free_memory()
-    if need > free:
-        raise DataError(
-            f"{path} needs {need:,} bytes of memory where {free:,} are free: read it on a larger machine, or "
-            "store fewer steps."
-        )
-
-
-def _elements(dataset: h5py.Dataset) -> int:
-    """Numbers that memory is asked for: those of all rows, or those of one chunk where that is larger."""
-    return max(prod(dataset.shape), prod(dataset.chunks or ()))
-
-
-def _free_memory() -> int:
-    """Bytes that can be had without swapping; all the machine has where that is not told."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _read(dataset: h5py.Dataset) -> Tensor:
-    kind = np.dtype(bool if dataset.dtype.kind == "b" else np.float32)
-    return torch.from_numpy(dataset.astype(kind)[()])  # HDF5 converts while it reads: no second array
+        kind = np.dtype(bool if dataset.dtype.kind == "b" else np.float32)
+        try:
+            with damage_explained(f"{path}: {key!r}"):
+                yield key, torch.from_numpy(dataset.astype(kind)[()])  # HDF5 converts while it reads: no second array
+        except DataError as error:
+            complain(str(error))
