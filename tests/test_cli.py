@@ -395,7 +395,7 @@ BAD_DATA = {
     "a folder": (lambda path: (path.unlink(), path.mkdir()), ["is not there, or is no file"]),
     "empty": (lambda path: path.write_bytes(b""), ["not a readable HDF5 file", "download it again"]),
     "foreign": (lambda path: path.write_bytes(b"<html>404</html>"), ["not a readable HDF5 file"]),
-    "pickle": (lambda path: path.write_bytes(b"\x80\x04cposix\nsystem\n."), ["not a readable HDF5 file"]),
+    "pickle": (lambda path: path.write_bytes(b"\x80\x04cposix\nsystem\n."), ["is a pickle", "numpy.savez"]),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-300]), ["download it again"]),
     "no rewards": (lambda path: drop(path, "rewards"), ["lacks ['rewards']"]),
     "unequal lengths": (lambda path: put(path, "rewards", np.zeros(11, "f4")), ["unequal length"]),
@@ -571,7 +571,7 @@ def test_broken_numbers_are_5_and_the_last_checkpoint_stays(dtune, pretrained, t
 
 def test_ctrl_c_before_there_is_anything_to_save(pretrained, tmp_path):
     """While data are recorded, say."""
-    interrupt = "import dtune.experiments.run as run\ndef stop(*a): raise KeyboardInterrupt\nrun.find_data = stop"
+    interrupt = "import dtune.experiments.run as run\ndef stop(*a): raise KeyboardInterrupt\nrun.find = stop"
     said = Said(*finish(start([*PRETRAIN, "--out", "run"], tmp_path, before=interrupt)))
     refused(said, 130, "interrupted before it could save")
 

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dtune.data.hdf5 import read_hdf5
     from dtune.envs.rollout import collect_episodes
     from dtune.envs.tasks import make_simulator, normalized_score
+    from dtune.experiments.loading import load_dataset
     from dtune.experiments.policies import load_policy
     from dtune.experiments.run import evaluate, finetune
     from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
@@ -28,6 +29,7 @@ _HOMES = {
     "collect_episodes": "dtune.envs.rollout",
     "evaluate": "dtune.experiments.run",
     "finetune": "dtune.experiments.run",
+    "load_dataset": "dtune.experiments.loading",
     "load_policy": "dtune.experiments.policies",
     "make_simulator": "dtune.envs.tasks",
     "normalized_score": "dtune.envs.tasks",
@@ -47,6 +49,7 @@ __all__ = [  # noqa: RUF022  in the order of the table above
     "collect_episodes",
     "evaluate",
     "finetune",
+    "load_dataset",
     "load_policy",
     "make_simulator",
     "normalized_score",

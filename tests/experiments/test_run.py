@@ -225,49 +225,6 @@ def test_a_policy_for_no_known_task_is_not_evaluated_here(copy):
         run.evaluate(copy, episodes=1, return_to_go=goal)
 
 
-# Finding data
-
-
-@pytest.fixture
-def data_folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("DTUNE_DATA", str(tmp_path / "datasets"))
-    return tmp_path / "datasets"
-
-
-def test_a_recorded_dataset_must_be_there(data_folder):
-    config = tiny_pretraining("hopper-medium-v2")
-    with pytest.raises(DataError, match=r"datasets/hopper-medium-v2\.hdf5 is not there.*--data PATH"):
-        run.find_data(config)
-    data_folder.mkdir()
-    (data_folder / "hopper-medium-v2.hdf5").write_bytes(b"")
-    assert run.find_data(config) == data_folder / "hopper-medium-v2.hdf5"
-
-
-def test_the_data_folder_is_in_the_home_by_default(tmp_path, monkeypatch):
-    monkeypatch.delenv("DTUNE_DATA", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(DataError, match=f"{tmp_path}/.dtune/datasets/ant-medium-v2.hdf5"):
-        run.find_data(tiny_pretraining("ant-medium-v2"))
-
-
-def test_a_random_dataset_is_recorded_once(data_folder, capsys):
-    config = tiny_pretraining(random_episodes=3)
-    path = run.find_data(config)
-    assert "recording 3 random episodes of hopper" in capsys.readouterr().out
-    assert len(read_hdf5(path)) == 3
-    stamp = path.stat().st_mtime_ns
-    assert run.find_data(replace(config, iterations=7)) == path
-    assert path.stat().st_mtime_ns == stamp
-    assert capsys.readouterr().out == ""
-    other = run.find_data(replace(config, seed=1))
-    assert other != path
-    assert other.read_bytes() != path.read_bytes()
-    assert run.find_data(replace(config, random_episodes=2)) not in (path, other)
-    content = path.read_bytes()
-    path.unlink()
-    assert run.find_data(config).read_bytes() == content  # the seed decides it all
-
-
 # Pretraining and finetuning in a folder
 
 

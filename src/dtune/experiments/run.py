@@ -1,6 +1,5 @@
 """Pretraining, finetuning and evaluating: presets and files on one side, the loop on the other."""
 
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,12 +11,12 @@ from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.algorithms.supervised import Supervised
 from dtune.data.datasets import check_fits, drop_lowest_return
-from dtune.data.generate import record_random
-from dtune.data.hdf5 import read_hdf5, write_hdf5
 from dtune.envs.simulator import Simulator
+from dtune.envs.sources import source
 from dtune.envs.tasks import make_simulator, task_info
-from dtune.errors import ConfigError, DataError
+from dtune.errors import ConfigError
 from dtune.experiments.folder import locked, settle_config, write_meta
+from dtune.experiments.loading import find, load_dataset
 from dtune.experiments.loop import Algorithm, Evaluation, Schedule, train
 from dtune.experiments.policies import describe, find_checkpoint, load_policy, read_about
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
@@ -84,7 +83,7 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
     Args:
         config: what to run.
         directory: the run folder.
-        data: the dataset's file; a random dataset is recorded where None.
+        data: the dataset's file; `loading.find` looks for it where None, and records a random one.
 
     Raises:
         DataError: if there are no data, or data that do not fit the task.
@@ -93,8 +92,8 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
     torch.set_num_threads(config.network_threads)
     with locked(directory):
         info = task_info(config.dataset)
-        path = data or find_data(config)
-        dataset = read_hdf5(path)
+        path = data or find(config.dataset, episodes=config.random_episodes, seed=config.seed, threads=config.threads)
+        dataset = load_dataset(path, splitting=source(config.dataset).splitting)
         check_fits(dataset, info.observation_dim, info.action_dim)
         generator = torch.Generator().manual_seed(config.seed)
         policy = DecisionTransformer(
@@ -197,28 +196,3 @@ def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = Non
         "context_length": policy.context_length,
         **judge(policy),
     }
-
-
-def find_data(config: PretrainConfig) -> Path:
-    """The file of a dataset in the data folder ($DTUNE_DATA, or ~/.dtune/datasets); random ones are recorded there.
-
-    Raises:
-        DataError: if it is not there.
-    """
-    folder = Path(os.environ.get("DTUNE_DATA", "~/.dtune/datasets")).expanduser()
-    task, _, kind = config.dataset.partition("-")
-    if not kind.startswith("random"):
-        path = folder / f"{config.dataset}.hdf5"
-        if not path.is_file():
-            raise DataError(
-                f"{path} is not there: put D4RL's file of {config.dataset} there, or name it with --data PATH"
-            )
-        return path
-    path = folder / f"{config.dataset}.{config.random_episodes}-episodes.seed{config.seed}.hdf5"
-    if not path.is_file():
-        print(f"recording {config.random_episodes:,} random episodes of {task} in {path}", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        generator = torch.Generator().manual_seed(config.seed)
-        simulator = make_simulator(task, config.threads)
-        write_hdf5(path, record_random(simulator, episodes=config.random_episodes, generator=generator))
-    return path

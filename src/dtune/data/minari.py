@@ -1,0 +1,216 @@
+"""Minari's datasets: found, described and downloaded by `minari`, their numbers read as carefully as D4RL's."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from math import prod
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtune.data.columns import Complain, refuse
+from dtune.data.guards import COMPRESSION_LIMIT, SMALL, array, damage_explained, elements, free_memory, member
+from dtune.errors import DataError
+
+ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
+"""A Minari id, as `D4RL/door/human-v2`."""
+FILE = "main_data.hdf5"
+_EPISODE = re.compile(r"episode_(\d{1,9})")
+_DEPTH = 4  # of observations in observations; a file can hold a group inside itself
+
+
+def find_minari(dataset_id: str, *, download: bool = False) -> tuple[Path, Any]:
+    """Finds a dataset by `minari`, and downloads it by `minari` if asked to.
+
+    Args:
+        dataset_id: Minari's id of it.
+        download: whether to fetch it where it is not on this machine.
+
+    Returns:
+        Its file of numbers, and the space of its actions (a Gymnasium `Box`).
+
+    Raises:
+        DataError: if it or `minari` is not here, cannot be downloaded, is not stored as HDF5, needs code to be
+            run to be understood, or its actions are not a `Box`.
+    """
+    minari = _minari(dataset_id)
+    folder = minari_folder() / dataset_id / "data"
+    if not folder.is_dir() and not download:
+        raise DataError(
+            f"{folder} is not there: `dtune data download {dataset_id}` fetches it where there is a network, or put "
+            "Minari's folder of the dataset there."
+        )
+    try:
+        if not folder.is_dir():
+            minari.download_dataset(dataset_id)
+        _check_described(folder)
+        dataset = minari.load_dataset(dataset_id)
+        space, file = dataset.action_space, Path(dataset.storage.data_path) / FILE
+    except DataError:
+        raise
+    except Exception as error:  # minari, Gymnasium and the network each have their own
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        raise DataError(f"Minari cannot give {dataset_id} ({said}): put it in {folder.parent}.") from error
+    if not (type(space).__name__ == "Box" and len(space.shape) == 1 and space.dtype.kind == "f"):
+        raise DataError(
+            f"{dataset_id} has actions of {space}: a decision transformer here acts by a vector of real numbers, so "
+            "choose a dataset with a Box of one dimension."
+        )
+    return file, space
+
+
+def minari_folder() -> Path:
+    """Where Minari keeps its datasets: $MINARI_DATASETS_PATH, or ~/.minari/datasets."""
+    return Path(os.environ.get("MINARI_DATASETS_PATH", "~/.minari/datasets")).expanduser()
+
+
+def scale_actions(actions: Tensor, space: Any) -> Tensor:
+    """Maps actions from the box of their space onto [-1, 1]; where it has no bounds they stay as they are."""
+    low, high = (torch.from_numpy(np.array(bound, np.float32)) for bound in (space.low, space.high))
+    if actions.shape[1:] != low.shape or not bool((low.isfinite() & high.isfinite() & (high > low)).all()):
+        return actions
+    return actions if bool((low == -1).all() & (high == 1).all()) else (actions - low) / (high - low) * 2 - 1
+
+
+def is_minari(path: Path) -> bool:
+    """Whether an HDF5 file has Minari's layout: a group an episode."""
+    with damage_explained(str(path), "HDF5 file"), h5py.File(path, "r") as file:
+        return any(_EPISODE.fullmatch(name) for name in file)
+
+
+def read_columns(path: Path, complain: Complain = refuse) -> dict[str, Tensor]:
+    """Reads a file of Minari's layout as columns of D4RL's.
+
+    Each `episode_i` becomes rows one after the other, without its last observation, which nothing was done at;
+    its last row is a timeout unless it is a terminal. Observations of several parts are put side by side in the
+    order of their names, as Gymnasium flattens them.
+
+    Args:
+        path: the file.
+        complain: told of each episode that cannot be or must not be read.
+
+    Returns:
+        float32 `observations [N, obs]`, `actions [N, action]` in the units of the file, `rewards [N]`; bool
+        `terminals [N]` and `timeouts [N]`.
+
+    Raises:
+        DataError: if it is no HDF5 file, no episode in it can be read, or it does not fit into memory.
+    """
+    episodes: list[dict[str, Tensor]] = []
+    with damage_explained(str(path), "HDF5 file"), h5py.File(path, "r") as file:
+        budget = _Budget(path)
+        for name in sorted(filter(_EPISODE.fullmatch, file), key=lambda name: int(name.removeprefix("episode_"))):
+            try:
+                with damage_explained(f"{path}: {name!r}"):
+                    episodes.append(_episode(member(file, name, f"{path}: {name!r}"), budget, f"{path}: {name}/"))
+            except DataError as error:
+                complain(str(error))
+    widths = {tuple(episode[key].shape[1] for key in ("observations", "actions")) for episode in episodes}
+    if len(widths) != 1:
+        raise DataError(
+            f"{path} has episodes of different sizes, {sorted(widths)}: store those of one environment in it."
+            if episodes
+            else f"{path} has no episode that can be read: give another, or download it again."
+        )
+    return {key: torch.cat([episode.pop(key) for episode in episodes]) for key in list(episodes[0])}
+
+
+class _Budget:
+    """Bytes that may still be read: a file that names the same array twice holds it once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._claimed, self._size, self._free = path, 0, path.stat().st_size, free_memory()
+
+    def spend(self, dataset: h5py.Dataset) -> None:
+        self._claimed += elements(dataset) * max(dataset.dtype.itemsize, 4)
+        if self._claimed > min(self._free, SMALL + 4 * COMPRESSION_LIMIT * self._size):
+            raise DataError(
+                f"{self._path} claims more than its {self._size:,} bytes can hold, or than the {self._free:,} bytes of "
+                "memory that are free: download it again, or read it on a larger machine."
+            )
+
+
+def _episode(group: Any, budget: _Budget, where: str) -> dict[str, Tensor]:
+    """The columns of one episode."""
+    if not isinstance(group, h5py.Group):
+        raise DataError(f"{where.rstrip('/')} is not a group: Minari's layout has one for each episode.")
+    for key in ("observations", "actions", "rewards", "terminations", "truncations"):
+        if key not in set(group):
+            raise DataError(f"{where} lacks {key!r}: Minari's layout needs it, so record the dataset again.")
+    observations = torch.cat(list(_parts(group, "observations", budget, where, _DEPTH)), dim=1)
+    actions = _read(group, "actions", budget, where, "f")
+    rewards, terminals, timeouts = (
+        _read(group, key, budget, where, "biuf") for key in ("rewards", "terminations", "truncations")
+    )
+    steps = len(rewards)
+    counts = [len(actions), len(terminals), len(timeouts), len(observations) - 1]
+    if counts != [steps] * 4 or steps == 0 or actions.ndim != 2 or any(x.ndim != 1 for x in (rewards, terminals)):
+        raise DataError(
+            f"{where} has {steps} rewards, {counts[0]} actions, {counts[1]} terminations, {counts[2]} truncations and "
+            f"{counts[3] + 1} observations: each step has one of each, and one observation ends the episode."
+        )
+    terminals, timeouts = terminals != 0, timeouts.flatten() != 0
+    timeouts[-1] = ~terminals[-1]
+    return {
+        "observations": observations[:-1],
+        "actions": actions,
+        "rewards": rewards,
+        "terminals": terminals,
+        "timeouts": timeouts & ~terminals,
+    }
+
+
+def _parts(group: h5py.Group, key: str, budget: _Budget, where: str, depth: int) -> Iterator[Tensor]:
+    """The arrays under `key`, flattened to one row a step."""
+    found = member(group, key, f"{where}{key}")
+    if not isinstance(found, h5py.Group):
+        numbers = _read(group, key, budget, where, "biuf")
+        yield numbers.reshape(len(numbers), prod(numbers.shape[1:]))
+    elif depth == 0:
+        raise DataError(f"{where}{key} has groups in groups in groups: nothing so deep is read.")
+    else:
+        for name in sorted(found):
+            yield from _parts(found, name, budget, f"{where}{key}/", depth - 1)
+
+
+def _read(group: h5py.Group, key: str, budget: _Budget, where: str, kinds: str) -> Tensor:
+    with damage_explained(f"{where}{key}"):
+        dataset = array(group, key, f"{where}{key}", kinds)
+        if dataset.ndim == 0:
+            raise DataError(f"{where}{key} is a single number: store one row a step.")
+        budget.spend(dataset)
+        return torch.from_numpy(dataset.astype(np.float32)[()])
+
+
+def _check_described(folder: Path) -> None:
+    """Refuses metadata without the spaces: `minari` would make the environment they name, which runs its code."""
+    path = folder / "metadata.json"
+    try:
+        described = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}): download the dataset again.") from error
+    if described.get("data_format", "hdf5") != "hdf5":
+        raise DataError(
+            f"{path} says that the data are {described['data_format']!r}: only HDF5 is read, so convert it."
+        )
+    if not all(isinstance(described.get(key), str) for key in ("observation_space", "action_space")):
+        raise DataError(
+            f"{path} does not say its observation_space and action_space: to learn them, code of the file's choosing "
+            "would be run, so store them."
+        )
+
+
+def _minari(dataset_id: str) -> ModuleType:
+    try:
+        import minari
+    except ImportError as error:
+        raise DataError(
+            f"{dataset_id} looks like a Minari id, and minari is not installed: pip install 'dtune[minari]'."
+        ) from error
+    return minari
