@@ -137,13 +137,13 @@ def _fetch(address: str, part: _Part, progress: Progress, patience: Patience) ->
         try:
             return _ask(address, part, progress, patience)
         except _Interrupted as error:
-            vain = 1 if part.size > before else vain + 1
+            vain = 0 if part.size > before else vain + 1
             if vain >= (min(patience.tries, 2) if isinstance(error, _Unreachable) else patience.tries):
                 raise DataError(
                     f"{address} cannot be fetched ({error}): {part.size:,} bytes are kept in {part.file.name}, and the "
                     "same command goes on from there when the network is back."
                 ) from error
-        time.sleep(min(patience.pause * 2 ** (vain - 1), 60.0))
+        time.sleep(min(patience.pause * 2 ** max(vain - 1, 0), 60.0))
 
 
 def _ask(address: str, part: _Part, progress: Progress, patience: Patience) -> None:

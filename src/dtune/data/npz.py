@@ -54,21 +54,14 @@ def _header(archive: zipfile.ZipFile, key: str, where: str) -> tuple[tuple[int, 
         if entry.compress_type not in COMPRESSIONS or entry.flag_bits & 1:
             raise DataError(f"{where} is encrypted, or compressed as NumPy does not: write it with numpy.savez.")
         with archive.open(entry) as stream:
-            shape, kind = _read_header(stream)
+            first = npy.read_magic(stream) == (1, 0)
+            shape, _, kind = (npy.read_array_header_1_0 if first else npy.read_array_header_2_0)(stream)
     if kind.kind not in ("biuf" if key in FLAGS else "iuf"):
         raise DataError(f"{where} holds {kind}, not numbers: store it as float32.")
     size = int(np.prod(shape, dtype=object)) * kind.itemsize
     check_claim(where, shape, max(size, entry.file_size), entry.compress_size)
     if size > entry.file_size:
         raise DataError(f"{where} claims {size:,} bytes and has {entry.file_size:,}: it is cut short; write it again.")
-    return shape, kind
-
-
-def _read_header(stream: zipfile.ZipExtFile) -> tuple[tuple[int, ...], np.dtype]:
-    """The public readers of NumPy's three versions differ in how long a header may be."""
-    version = npy.read_magic(stream)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, _, kind = read(stream)
     return shape, kind
 
 
