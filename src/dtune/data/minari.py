@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dtune.data.columns import Complain, refuse
-from dtune.data.guards import COMPRESSION_LIMIT, SMALL, array, damage_explained, elements, free_memory, member
+from dtune.data.guards import array, check_claim, damage_explained, elements, free_memory, member
 from dtune.errors import DataError
 
 ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
@@ -122,17 +122,24 @@ def read_columns(path: Path, complain: Complain = refuse) -> dict[str, Tensor]:
 
 
 class _Budget:
-    """Bytes that may still be read: a file that names the same array twice holds it once."""
+    """What may still be read of a file: no array twice under two names, and no more than it can hold in all."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._claimed, self._size, self._free = path, 0, path.stat().st_size, free_memory()
+        self._path, self._free, self._seen = path, free_memory(), set[int]()
+        self._claimed = self._held = 0
 
-    def spend(self, dataset: h5py.Dataset) -> None:
+    def spend(self, dataset: h5py.Dataset, where: str) -> None:
+        address = h5py.h5o.get_info(dataset.id).addr
+        if address in self._seen:
+            raise DataError(f"{where} is an array that has another name, too: store each by one name.")
+        self._seen.add(address)
         self._claimed += elements(dataset) * max(dataset.dtype.itemsize, 4)
-        if self._claimed > min(self._free, SMALL + 4 * COMPRESSION_LIMIT * self._size):
+        self._held += dataset.id.get_storage_size()
+        check_claim(where, dataset.shape, self._claimed, 4 * self._held)
+        if self._claimed > self._free:
             raise DataError(
-                f"{self._path} claims more than its {self._size:,} bytes can hold, or than the {self._free:,} bytes of "
-                "memory that are free: download it again, or read it on a larger machine."
+                f"{self._path} needs more than the {self._free:,} bytes of memory that are free: read it on a larger "
+                "machine, or store fewer steps."
             )
 
 
@@ -184,7 +191,7 @@ def _read(group: h5py.Group, key: str, budget: _Budget, where: str, kinds: str) 
         dataset = array(group, key, f"{where}{key}", kinds)
         if dataset.ndim == 0:
             raise DataError(f"{where}{key} is a single number: store one row a step.")
-        budget.spend(dataset)
+        budget.spend(dataset, f"{where}{key}")
         return torch.from_numpy(dataset.astype(np.float32)[()])
 
 
@@ -192,8 +199,8 @@ def _check_described(folder: Path) -> None:
     """Refuses metadata without the spaces: `minari` would make the environment they name, which runs its code."""
     path = folder / "metadata.json"
     try:
-        described = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+        described = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}): download the dataset again.") from error
     if described.get("data_format", "hdf5") != "hdf5":
         raise DataError(
