@@ -18,6 +18,8 @@ class Server:
     date: str | None = None
     asked: list[dict[str, str]] = field(default_factory=list)
     """The headers of every request for the file."""
+    paths: list[str] = field(default_factory=list)
+    """And what it was called."""
     address: str = ""
 
 
@@ -36,6 +38,7 @@ def serving(content: bytes, *moods: str, **options: Any) -> Iterator[Server]:
         def do_GET(self) -> None:
             mood, _, detail = (state.moods.pop(0) if state.moods else "honest").partition(":")
             state.asked.append(dict(self.headers))
+            state.paths.append(self.path)
             {"refuse": self.refuse, "redirect": self.redirect}.get(mood, self.send_file)(mood, detail)
 
         def refuse(self, _: str, code: str) -> None:

@@ -249,10 +249,10 @@ def test_an_episode_ends_though_nothing_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("observations", np.zeros((3, 2), np.float32), "episode_1/ has 3 rewards"),
+        ("observations", np.zeros((3, 2), np.float32), "episode_1/ has {'actions': 3"),
         ("actions", np.zeros((3, 1), np.int32), "episode_1/actions holds int32"),
         ("rewards", np.float32(1), "episode_1/rewards is a single number"),
-        ("rewards", np.zeros(2), "episode_1/ has 2 rewards"),
+        ("rewards", np.zeros(2), "episode_1/ has {'actions': 3, 'rewards': 2"),
         ("terminations", np.array([b"x"] * 3), "episode_1/terminations holds |S1"),
         ("truncations", h5py.SoftLink("/episode_0/truncations"), "episode_1/truncations is a SoftLink"),
         ("actions", h5py.ExternalLink("other.hdf5", "/x"), "episode_1/actions is a ExternalLink"),

@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from dtune.cli import training
+from dtune.cli import data, training
 from dtune.errors import ConfigError, DtuneError
 
 # Torch takes a second to import: only where a command needs it, so that `dtune --help` answers at once.
@@ -16,6 +16,7 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune pretrain DATASET              fit a decision transformer to offline data
   dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/hopper-medium-v2, …
   dtune evaluate PATH                 judge the policy of a run folder or checkpoint
+  dtune data list|show|make|download  the datasets: which are here, what is in one, and how to get one
 
 `dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
 The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
@@ -26,6 +27,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": training.pretrain,
     "finetune": training.finetune,
     "evaluate": training.evaluate,
+    "data": data.data,
 }
 
 

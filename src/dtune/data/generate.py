@@ -1,5 +1,6 @@
 """Episodes of uniform random actions: the paper's *random* datasets, which need no download."""
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -47,7 +48,12 @@ class Walkable(Protocol):
 
 
 def record_random(
-    simulator: Walkable, *, episodes: int, generator: torch.Generator, batch: int = 64
+    simulator: Walkable,
+    *,
+    episodes: int,
+    generator: torch.Generator,
+    batch: int = 64,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:
     """Records whole episodes of actions drawn evenly from [-1, 1], as D4RL's random datasets.
 
@@ -59,6 +65,7 @@ def record_random(
         episodes: how many, all of them finished.
         generator: the source of the starts and the actions. Same state, same `batch`: same episodes.
         batch: walked side by side.
+        progress: told how many are recorded, after every batch.
 
     Returns:
         Columns in D4RL's layout, episode after episode, for `make_dataset` or `write_hdf5`: float32
@@ -78,6 +85,8 @@ def record_random(
             )
         rounds.append(columns)
         recorded += whole
+        if progress is not None:
+            progress(recorded)
     return {key: torch.cat([columns[key] for columns in rounds]) for key in rounds[0]}
 
 

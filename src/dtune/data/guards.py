@@ -13,7 +13,7 @@ from dtune.errors import DataError
 # Deflate makes data at most 1,032 times smaller: a larger claim is a hole in the file, not data.
 COMPRESSION_LIMIT = 1032
 SMALL = 16 * 2**20  # bytes that may be claimed without a look at what is stored: columns of zeros are often not
-MOST_CHUNKS = 100_000  # HDF5 needs 4 kB of memory for each it reads, stored or not
+CHUNK = 4096  # bytes of memory that HDF5 needs for each chunk it reads, stored or not
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def array(group: h5py.Group, key: str, where: str, kinds: str = "iuf") -> h5py.D
     """
     dataset = member(group, key, where)
     if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{where} is a group, not an array: D4RL's layout has one array a column.")
+        raise DataError(f"{where} is a group, not an array: a column is one array.")
     storage = dataset.id.get_create_plist()
     if storage.get_layout() == h5py.h5d.VIRTUAL or storage.get_external_count():
         raise DataError(f"{where} keeps its numbers elsewhere, where nothing is opened: copy them into the file.")
@@ -80,9 +80,9 @@ def array(group: h5py.Group, key: str, where: str, kinds: str = "iuf") -> h5py.D
         raise DataError(f"{where} holds nothing: store one row a step.")
     check_claim(where, dataset.shape, elements(dataset) * dataset.dtype.itemsize, dataset.id.get_storage_size())
     chunks = prod(-(-size // step) for size, step in zip(dataset.shape, dataset.chunks or ()))
-    if chunks > MOST_CHUNKS:
+    if CHUNK * chunks > max(SMALL, elements(dataset) * dataset.dtype.itemsize):
         raise DataError(
-            f"{where} lies in {chunks:,} chunks, above the limit of {MOST_CHUNKS:,}: store it in "
+            f"{where} lies in {chunks:,} chunks, and finding them takes more memory than the numbers: store it in "
             "larger ones (h5repack does it)."
         )
     return dataset

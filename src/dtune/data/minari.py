@@ -4,7 +4,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -150,48 +149,55 @@ def _episode(group: Any, budget: _Budget, where: str) -> dict[str, Tensor]:
     for key in ("observations", "actions", "rewards", "terminations", "truncations"):
         if key not in set(group):
             raise DataError(f"{where} lacks {key!r}: Minari's layout needs it, so record the dataset again.")
-    observations = torch.cat(list(_parts(group, "observations", budget, where, _DEPTH)), dim=1)
-    actions = _read(group, "actions", budget, where, "f")
-    rewards, terminals, timeouts = (
-        _read(group, key, budget, where, "biuf") for key in ("rewards", "terminations", "truncations")
-    )
-    steps = len(rewards)
-    counts = [len(actions), len(terminals), len(timeouts), len(observations) - 1]
-    if counts != [steps] * 4 or steps == 0 or actions.ndim != 2 or any(x.ndim != 1 for x in (rewards, terminals)):
+    parts = list(_parts(group, "observations", where, _DEPTH))
+    flat = {key: _array(group, key, where) for key in ("rewards", "terminations", "truncations")}
+    found = {"actions": _array(group, "actions", where, "f"), **flat}
+    steps = len(flat["rewards"])
+    counts = {key: len(dataset) for key, dataset in found.items()} | {"observations": min(map(len, parts), default=0)}
+    due = dict.fromkeys(found, steps) | {"observations": steps + 1}
+    ranks = [found["actions"].ndim - 1, *(dataset.ndim for dataset in flat.values())]
+    if steps == 0 or counts != due or ranks != [1] * len(ranks) or {len(part) for part in parts} != {steps + 1}:
         raise DataError(
-            f"{where} has {steps} rewards, {counts[0]} actions, {counts[1]} terminations, {counts[2]} truncations and "
-            f"{counts[3] + 1} observations: each step has one of each, and one observation ends the episode."
+            f"{where} has {counts}: each step has one of each, actions are vectors, and one observation more ends the "
+            "episode, so record the dataset again."
         )
-    terminals, timeouts = terminals != 0, timeouts.flatten() != 0
-    timeouts[-1] = ~terminals[-1]
+    rows = [_read(part, budget, where) for part in parts]
+    terminals = _read(found["terminations"], budget, where) != 0
+    timeouts = _read(found["truncations"], budget, where) != 0
+    timeouts[-1] = True
     return {
-        "observations": observations[:-1],
-        "actions": actions,
-        "rewards": rewards,
+        "observations": torch.cat([part.reshape(steps + 1, part[0].numel()) for part in rows], dim=1)[:-1],
+        "actions": _read(found["actions"], budget, where),
+        "rewards": _read(found["rewards"], budget, where),
         "terminals": terminals,
         "timeouts": timeouts & ~terminals,
     }
 
 
-def _parts(group: h5py.Group, key: str, budget: _Budget, where: str, depth: int) -> Iterator[Tensor]:
-    """The arrays under `key`, flattened to one row a step."""
+def _parts(group: h5py.Group, key: str, where: str, depth: int) -> Iterator[h5py.Dataset]:
+    """The arrays under `key`, in the order of their names."""
     found = member(group, key, f"{where}{key}")
     if not isinstance(found, h5py.Group):
-        numbers = _read(group, key, budget, where, "biuf")
-        yield numbers.reshape(len(numbers), prod(numbers.shape[1:]))
+        yield _array(group, key, where)
     elif depth == 0:
         raise DataError(f"{where}{key} has groups in groups in groups: nothing so deep is read.")
     else:
         for name in sorted(found):
-            yield from _parts(found, name, budget, f"{where}{key}/", depth - 1)
+            yield from _parts(found, name, f"{where}{key}/", depth - 1)
 
 
-def _read(group: h5py.Group, key: str, budget: _Budget, where: str, kinds: str) -> Tensor:
+def _array(group: h5py.Group, key: str, where: str, kinds: str = "biuf") -> h5py.Dataset:
     with damage_explained(f"{where}{key}"):
         dataset = array(group, key, f"{where}{key}", kinds)
-        if dataset.ndim == 0:
-            raise DataError(f"{where}{key} is a single number: store one row a step.")
-        budget.spend(dataset, f"{where}{key}")
+    if dataset.ndim == 0:
+        raise DataError(f"{where}{key} is a single number: store one row a step.")
+    return dataset
+
+
+def _read(dataset: h5py.Dataset, budget: _Budget, where: str) -> Tensor:
+    name = where + dataset.name.rpartition("/")[2]
+    with damage_explained(name):
+        budget.spend(dataset, name)
         return torch.from_numpy(dataset.astype(np.float32)[()])
 
 

@@ -2,15 +2,24 @@
 
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from torch import Tensor
 
 from dtune.data import hdf5, minari
@@ -99,6 +108,16 @@ def places(name: str) -> list[Path]:
     return [folder / file for folder in (ours, d4rls) for file in names]
 
 
+def here(name: str) -> Path | None:
+    """The file of a dataset that is on this machine already, any recording of a random one included; None without.
+
+    Raises:
+        ConfigError: if it is not one of Tables 2-4.
+    """
+    recordings = sorted(data_folder().glob(f"{name}.*-episodes.*.hdf5"), key=lambda path: -path.stat().st_size)
+    return next((path for path in (*places(name), *recordings) if path.is_file()), None)
+
+
 def find(name: str, *, episodes: int | None = None, seed: int = 0, threads: int = 1, fetch: bool = False) -> Path:
     """The file of a dataset of Tables 2-4, from `places`; a random one that is not there is recorded.
 
@@ -148,8 +167,12 @@ def make_random(name: str, path: Path, *, episodes: int, seed: int = 0, threads:
         task = DATASETS[name]
         print(f"recording {episodes:,} random episodes of {task} in {path}", flush=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        generator = torch.Generator().manual_seed(seed)
-        hdf5.write_hdf5(path, record_random(make_simulator(task, threads), episodes=episodes, generator=generator))
+        generator, simulator = torch.Generator().manual_seed(seed), make_simulator(task, threads)
+        with _bar(name, MofNCompleteColumn()) as update:
+            columns = record_random(
+                simulator, episodes=episodes, generator=generator, progress=lambda done: update(done, episodes)
+            )
+        hdf5.write_hdf5(path, columns)
     return path
 
 
@@ -164,21 +187,21 @@ def fetch_file(name: str, *, patience: Patience = PATIENCE) -> Path:
     """
     path, known = places(name)[0], source(name)
     address = f"{os.environ.get('DTUNE_D4RL_URL', ADDRESS).rstrip('/')}/{known.file}"
-    shown = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    bar = Progress(*shown, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    with bar if sys.stderr.isatty() else nullcontext():
-        task = bar.add_task(name, total=None)
+    with _bar(name, DownloadColumn(), TransferSpeedColumn()) as update:
         try:
-            download(
-                address,
-                path,
-                signature=hdf5.SIGNATURE,
-                progress=lambda here, whole: bar.update(task, completed=here, total=whole),
-                patience=patience,
-            )
+            download(address, path, signature=hdf5.SIGNATURE, progress=update, patience=patience)
         except DataError as error:
             raise DataError(f"{error} Or put D4RL's {known.file_name} at {path} by hand.") from error
     return path
+
+
+@contextmanager
+def _bar(title: str, *columns: ProgressColumn) -> Iterator[Callable[[int, int | None], None]]:
+    """A bar on standard error, where that is a terminal: gives what is to be told how much of how much is done."""
+    shown = (TextColumn("{task.description}"), BarColumn(), *columns, TimeRemainingColumn())
+    with Progress(*shown, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, whole: bar.update(task, completed=done, total=whole)
 
 
 def _tensors(columns: Mapping[str, Any]) -> dict[str, Tensor]:
