@@ -15,6 +15,7 @@ from pointmass import PointMass, TinyPolicy
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.data.hdf5 import read_hdf5, write_hdf5
+from dtune.envs.sources import SOURCES
 from dtune.envs.tasks import make_simulator
 from dtune.errors import ConfigError, DataError
 from dtune.experiments import checkpoint, run
@@ -240,6 +241,14 @@ def test_pretraining_makes_a_run(tmp_path, data):
     assert torch.equal(policy.observation_mean, mean)
     assert torch.equal(policy.observation_std, std)
     assert policy.config.return_scale == 0.001
+
+
+def test_pretraining_cuts_the_file_by_the_rule_of_its_dataset(tmp_path, data, monkeypatch):
+    monkeypatch.setitem(SOURCES, "hopper-random-v2", replace(SOURCES["hopper-random-v2"], splitting="adroit"))
+    run.pretrain_preset(tiny_pretraining(), tmp_path / "run", data)
+    mean, _ = read_hdf5(data, splitting="adroit").observation_statistics()
+    assert not torch.equal(mean, read_hdf5(data).observation_statistics()[0])
+    assert torch.equal(load_policy(tmp_path / "run").observation_mean, mean)
 
 
 def test_more_pretraining_continues(tmp_path, data):
