@@ -571,7 +571,7 @@ def test_broken_numbers_are_5_and_the_last_checkpoint_stays(dtune, pretrained, t
 
 def test_ctrl_c_before_there_is_anything_to_save(pretrained, tmp_path):
     """While data are recorded, say."""
-    interrupt = "import dtune.experiments.run as run\ndef stop(*a): raise KeyboardInterrupt\nrun.find = stop"
+    interrupt = "import dtune.experiments.run as run\ndef stop(*a, **k): raise KeyboardInterrupt\nrun.find = stop"
     said = Said(*finish(start([*PRETRAIN, "--out", "run"], tmp_path, before=interrupt)))
     refused(said, 130, "interrupted before it could save")
 
