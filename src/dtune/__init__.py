@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from dtune.algorithms.supervised import Supervised, SupervisedConfig
     from dtune.algorithms.update import UpdateConfig
     from dtune.data.hdf5 import read_hdf5
+    from dtune.envs.check import check_simulator
+    from dtune.envs.gymnasium import GymnasiumSimulator
     from dtune.envs.rollout import collect_episodes
     from dtune.envs.tasks import make_simulator, normalized_score
     from dtune.experiments.loading import load_dataset
@@ -21,11 +23,13 @@ _HOMES = {
     "DecisionTransformerConfig": "dtune.models.decision_transformer",
     "GRPO": "dtune.algorithms.grpo",
     "GRPOConfig": "dtune.algorithms.grpo",
+    "GymnasiumSimulator": "dtune.envs.gymnasium",
     "PPO": "dtune.algorithms.ppo",
     "PPOConfig": "dtune.algorithms.ppo",
     "Supervised": "dtune.algorithms.supervised",
     "SupervisedConfig": "dtune.algorithms.supervised",
     "UpdateConfig": "dtune.algorithms.update",
+    "check_simulator": "dtune.envs.check",
     "collect_episodes": "dtune.envs.rollout",
     "evaluate": "dtune.experiments.run",
     "finetune": "dtune.experiments.run",
@@ -41,11 +45,13 @@ __all__ = [  # noqa: RUF022  in the order of the table above
     "DecisionTransformerConfig",
     "GRPO",
     "GRPOConfig",
+    "GymnasiumSimulator",
     "PPO",
     "PPOConfig",
     "Supervised",
     "SupervisedConfig",
     "UpdateConfig",
+    "check_simulator",
     "collect_episodes",
     "evaluate",
     "finetune",

@@ -6,6 +6,7 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from dtune.cli import data, training
+from dtune.cli.check import check
 from dtune.errors import ConfigError, DtuneError
 
 # Torch takes a second to import: only where a command needs it, so that `dtune --help` answers at once.
@@ -17,6 +18,7 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/hopper-medium-v2, …
   dtune evaluate PATH                 judge the policy of a run folder or checkpoint
   dtune data list|show|make|download  the datasets: which are here, what is in one, and how to get one
+  dtune check env ID                  say what is right and wrong with a Gymnasium environment, or a task
 
 `dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
 The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
@@ -28,6 +30,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "finetune": training.finetune,
     "evaluate": training.evaluate,
     "data": data.data,
+    "check": check,
 }
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Float64, Int64
 from mujoco.batch import Batch, SimulationError
 from torch import Tensor
 
+from dtune.envs.physics import state_parts
 from dtune.envs.rules import Moment, Task
 from dtune.envs.simulator import Outcome
 from dtune.errors import ConfigError, SimulatorError
@@ -135,6 +136,16 @@ class MujocoSimulator:
         state, remembered, clock = np.split(snapshots, (physics, physics + memory), axis=1)
         self._fill(state, remembered.copy(), clock[:, 0].astype(np.int64))
         return torch.from_numpy(self.task.observe(self._now()))
+
+    def named(self) -> list[dict[str, str]]:
+        """By row, all that its state consists of, as text by name; see `Inspectable.named`."""
+        self._require_rows()
+        others = {"memory of the task": self._memory, "clock": self._clock}
+        others |= {f"model field {name}": values for name, values in self._expanded.items()}
+        return [
+            state_parts(self.model, state) | {name: values[row].tobytes().hex() for name, values in others.items()}
+            for row, state in enumerate(self._state)
+        ]
 
     def _begin(self, start: Moment) -> Float64[Tensor, "envs obs"]:
         """Starts rows at rest but for `start`, with the clock at 0."""

@@ -85,3 +85,12 @@ class Restorable(Simulator, Protocol):
             The observations at the snapshots, in environment units.
         """
         ...
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """A simulator that tells the parts of its state by name, so that `check_simulator` can say which is missing."""
+
+    def named(self) -> list[dict[str, str]]:
+        """By row, the present value of each part, as text by name, equal where the values are."""
+        ...
