@@ -23,7 +23,8 @@ class Settings:
     episodes: int = 200  # of random actions
     pretraining: dtune.SupervisedConfig
     finetuning: dtune.GRPOConfig
-    iterations: int = 150
+    iterations: int = 100
+    evaluation_episodes: int = 20
 
 
 PRETRAINING = dtune.SupervisedConfig(
@@ -65,7 +66,10 @@ def run(name: str, settings: Settings, seed: int = 0) -> list[float]:
         dtune.Supervised(policy, settings.pretraining, dataset, generator).iterate(simulator)
 
         algorithm = dtune.GRPO(policy, settings.finetuning, generator)
-        rows = dtune.finetune(algorithm, simulator, iterations=settings.iterations)
+        print(f"{name}: asking for {settings.finetuning.return_to_go:g}")
+        rows = dtune.finetune(
+            algorithm, simulator, iterations=settings.iterations, evaluation_episodes=settings.evaluation_episodes
+        )
     return [row["eval/return"] for row in rows if "eval/return" in row]
 
 

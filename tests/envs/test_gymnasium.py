@@ -287,6 +287,22 @@ def test_going_back_is_going_on(environment):
             assert torch.equal(a[stay], b[[where[order[index]] for index in stay]])
 
 
+def test_clocks_and_sights_stay_with_their_rows():
+    simulator = here(partial(worlds.limited, worlds.Shapely()))
+    simulator.reset(3, seeded())
+    actions = draw(6, 3, simulator)
+    saved = []
+    for chosen in actions:
+        simulator.step(chosen)
+        saved.append(simulator.snapshot())
+    mixed = np.stack((saved[0][0], saved[4][1], saved[2][2]))
+    simulator.restore(mixed)
+    simulator.keep(torch.tensor([1, 2]))
+    assert np.array_equal(simulator.snapshot(), mixed[1:])
+    truncated = [simulator.step(torch.zeros(2, 2)).truncated.tolist() for _ in range(worlds.HORIZON - 3)]
+    assert [step.index(True) for step in zip(*truncated)] == [worlds.HORIZON - 6, worlds.HORIZON - 4]
+
+
 def test_the_model_fields_of_a_reset_are_found():
     facts = here(worlds.shifty)._facts
     assert facts.fields == ("actuator_gear", "body_pos")
@@ -400,6 +416,17 @@ def test_a_worker_killed_between_steps_is_replaced_and_none_is_left_behind():
     del simulator
     gc.collect()
     assert [process.poll() for process in (second, replaced)] == [-signal.SIGKILL] * 2
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_another():
+    undisturbed = here("Pendulum-v1")
+    actions = draw(3, 2, undisturbed)
+    undisturbed.reset(2, seeded())
+    with dtune.GymnasiumSimulator("Pendulum-v1") as simulator:
+        simulator.reset(2, seeded())
+        for chosen in actions:
+            simulator._workers[0].ask("step", np.arange(2), np.ones((2, 1), np.float32))  # then Ctrl-C, say
+            assert all(torch.equal(a, b) for a, b in zip(simulator.step(chosen), undisturbed.step(chosen)))
 
 
 def test_workers_end_with_a_parent_that_was_killed_even_in_a_step_that_hangs(tmp_path):

@@ -154,6 +154,7 @@ class Worker:
         self._done: list[Request] = []  # since the episodes began
         self._request: Request = ()
         self._lost: LostError | None = None
+        self._waiting = False
 
     @property
     def hand(self) -> Hand | None:
@@ -162,7 +163,9 @@ class Worker:
 
     def ask(self, *request: Any) -> None:
         """Begins what is requested; `answer` has to follow."""
-        self._request, self._lost = request, None
+        if self._waiting:  # an interrupt left an answer unread: it must not be taken for the next one
+            self.close()
+        self._request, self._lost, self._waiting = request, None, True
         try:
             self._send()
         except LostError as error:
@@ -184,6 +187,9 @@ class Worker:
             except LostError as error:
                 self._lost = error
                 self.close()
+            except DtuneError:
+                self._waiting = False
+                raise
             else:
                 self._remember()
                 return found
@@ -208,7 +214,7 @@ class Worker:
         self._hand.ask(self._request, self._seconds)
 
     def _remember(self) -> None:
-        name = self._request[0]
+        self._waiting, name = False, self._request[0]
         if name == "prepare":
             self._facts = self._request
         if name in _BEGINS:
