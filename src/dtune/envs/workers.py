@@ -30,6 +30,11 @@ Request = tuple[Any, ...]
 """The name of a method of `Copies`, and its arguments."""
 _BEGINS = ("reset", "load")  # requests that make what was asked before irrelevant
 _REPEATED = (*_BEGINS, "step")
+_WHEN = {
+    "learn": "when it was made and tried", "prepare": "when it was made", "reset": "at the same reset",
+    "step": "at the same step", "save": "at the same snapshot", "load": "at the same restore",
+    "named": "when it was looked into",
+}  # fmt: skip
 
 
 class LostError(Exception):
@@ -194,7 +199,7 @@ class Worker:
                 self._remember()
                 return found
         raise SimulatorError(
-            f"the environment failed {ATTEMPTS} times in a row at the same {self._request[0]}: {self._lost}."
+            f"the environment failed {ATTEMPTS} times in a row {_WHEN[self._request[0]]}: {self._lost}."
         ) from self._lost
 
     def close(self) -> None:
@@ -254,7 +259,9 @@ def _obey(copies: Copies, request: Request) -> tuple[bool, Any]:
     except DtuneError as error:
         return False, error
     except Exception as error:
-        return False, traceback.format_exception_only(error)[-1].strip()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        words = traceback.format_exception_only(error)[-1].strip()
+        return False, f"{words} ({os.path.basename(where.filename)}, line {where.lineno})"
 
 
 def _read(reply: tuple[bool, Any]) -> Any:
