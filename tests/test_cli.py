@@ -97,7 +97,7 @@ def test_help(dtune, arguments):
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_help_of_a_preset_lists_its_options_by_their_part(dtune, command, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "110")  # one column of options
     listed = dtune(command, "--help").out
     names = re.findall(r"^  (\S+)$", listed, re.MULTILINE)
     assert len(names) == (9 if command == "pretrain" else 18)
@@ -486,7 +486,7 @@ def test_another_configuration_is_refused_with_the_difference_and_2(dtune, finis
     assert everything(tmp_path / "run") == before
     said = dtune(*GRPO, *finished[-4:])  # another method
     assert said.code == 2
-    assert "algorithm.group_size: (absent) -> 3" in said.err
+    assert "algorithm.group_size: (absent) -> 4" in said.err
     assert everything(tmp_path / "run") == before
 
 

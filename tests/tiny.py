@@ -18,7 +18,7 @@ _RUN = [
 
 GRPO = [
     "finetune", "grpo/hopper-random-v2", *_RUN, "--checkpoint-every", "2",
-    "--algorithm.replay-capacity", "2", "--algorithm.reset-trajectories", "2", "--algorithm.group-size", "3",
+    "--algorithm.replay-capacity", "2", "--algorithm.reset-trajectories", "2", "--algorithm.group-size", "4",
     "--algorithm.subtrajectory-length", "3", "--algorithm.lookahead-length", "2",
     "--algorithm.subtrajectory-capacity", "12", "--algorithm.batch-size", "4",
 ]  # fmt: skip
