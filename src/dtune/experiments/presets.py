@@ -181,13 +181,13 @@ def _small_pretraining(config: SupervisedConfig) -> SupervisedConfig:
 
 def _small_grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
     update = replace(
-        config.update, optimizer="adamw", learning_rate=8e-4, final_learning_rate=1e-4, decay_updates=16 * iterations,
+        config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=3e-5, decay_updates=16 * iterations,
         ratio="token", clip_range=0.2, entropy_coef=0.015,
     )  # fmt: skip
     return replace(
-        config, episodes_per_iteration=4, replay_capacity=16, reset_trajectories=32, reset_points=1, group_size=2,
-        subtrajectory_length=20, mirrored=True, lookahead_length=250, lookahead_noise="shared", return_margin=0.0,
-        subtrajectory_capacity=256, batch_size=32, passes=2, update=update,
+        config, episodes_per_iteration=4, replay_capacity=16, reset_points=1, group_size=4, subtrajectory_length=10,
+        mirrored=True, lookahead_length=250, lookahead_noise="shared", return_margin=0.0, subtrajectory_capacity=256,
+        batch_size=32, passes=2, update=update,
     )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
     if scale == "paper":
         return FinetuneConfig(dataset=dataset, algorithm=config)
     if isinstance(config, GRPOConfig):  # two threads: the second core is idle once PPO-DT beside it is done
-        algorithm, iterations, threads = _small_grpo(config, 480), 480, 2
+        algorithm, iterations, threads = _small_grpo(config, 440), 440, 2
         return FinetuneConfig(
             dataset=dataset, algorithm=algorithm, iterations=iterations, evaluate_every=20, checkpoint_every=20,
             threads=threads,
