@@ -91,13 +91,7 @@ class Dataset:
         Raises:
             ValueError: if a window starts outside its episode.
         """
-        left = self.lengths[episodes] - starts_within
-        if length < 1 or bool(((left < 1) | (starts_within < 0)).any()):
-            raise ValueError("A window needs a length of at least 1 and a start inside its episode.")
-        offset = torch.arange(length) - (length - left.clamp(max=length))[:, None]  # negative: padding
-        mask = offset >= 0
-        timesteps = (starts_within[:, None] + offset).where(mask, 0)
-        index = self.starts[episodes][:, None] + timesteps
+        index, mask = self.window_rows(episodes, starts_within, length)
 
         def gather(rows: Tensor) -> Tensor:
             taken = rows[index]
@@ -111,19 +105,87 @@ class Dataset:
             rewards=gather(self.rewards),
             returns_to_go=gather(self._returns_to_go),
             log_probs=torch.zeros(mask.shape),
-            timesteps=timesteps,
+            timesteps=(index - self.starts[episodes][:, None]).where(mask, 0),
             mask=mask,
         )
+
+    def window_rows(
+        self, episodes: Int64[Tensor, "batch"], starts_within: Int64[Tensor, "batch"], length: int
+    ) -> tuple[Int64[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+        """The rows that the steps of `windows` lie in, for columns that `Steps` does not carry; False on padding.
+
+        Raises:
+            ValueError: if a window starts outside its episode.
+        """
+        left = self.lengths[episodes] - starts_within
+        if length < 1 or bool(((left < 1) | (starts_within < 0)).any()):
+            raise ValueError("A window needs a length of at least 1 and a start inside its episode.")
+        offset = torch.arange(length) - (length - left.clamp(max=length))[:, None]  # negative: padding
+        mask = offset >= 0
+        return (self.starts[episodes] + starts_within)[:, None] + offset.clamp(min=0), mask
+
+    def draw_windows(
+        self, batch: int, generator: torch.Generator
+    ) -> tuple[Int64[Tensor, "batch"], Int64[Tensor, "batch"]]:
+        """Episodes drawn by length, and in each a step drawn evenly, with replacement: the first two arguments of
+        `windows`. Both draws together are one: a step drawn evenly among all."""
+        row = torch.randint(self.steps, (batch,), generator=generator)
+        episodes = torch.searchsorted(self.starts, row, right=True) - 1
+        return episodes, row - self.starts[episodes]
 
     def sample_windows(self, batch: int, length: int, generator: torch.Generator) -> Steps:
         """Windows of episodes drawn by length, each starting anywhere in its episode, with replacement.
 
-        Both draws together are one: a start drawn evenly among all rows. Windows near an end are short and
-        left-padded, so that a transformer is trained on every context from 1 step to `length`.
+        Windows near an end are short and left-padded, so that a transformer is trained on every context from
+        1 step to `length`.
         """
-        row = torch.randint(self.steps, (batch,), generator=generator)
-        episodes = torch.searchsorted(self.starts, row, right=True) - 1
-        return self.windows(episodes, row - self.starts[episodes], length)
+        return self.windows(*self.draw_windows(batch, generator), length)
+
+    def take(self, episodes: Int64[Tensor, "taken"]) -> "Dataset":
+        """Some of the episodes, in the order given."""
+        lengths = self.lengths[episodes]
+        before = lengths.cumsum(0) - lengths
+        rows = torch.arange(int(lengths.sum())) + (self.starts[episodes] - before).repeat_interleave(lengths)
+        return Dataset(**{key: value[rows] for key, value in columns_of(self).items()}, lengths=lengths, name=self.name)
+
+    def newest(self, episodes: int) -> "Dataset":
+        """The last `episodes` of them; shares memory with this one."""
+        gone = len(self) - episodes
+        first = int(self.lengths[:gone].sum())
+        columns = {key: value[first:] for key, value in columns_of(self).items()}
+        return Dataset(**columns, lengths=self.lengths[gone:], name=self.name)
+
+
+def columns_of(dataset: Dataset) -> dict[str, Tensor]:
+    """The columns that have a row a step."""
+    return {key: getattr(dataset, key) for key in ("observations", "actions", "rewards", "terminated")}
+
+
+def join(parts: list[Dataset]) -> Dataset:
+    """The episodes of all parts, one after the other, under the name of the first."""
+    columns = {key: torch.cat([columns_of(part)[key] for part in parts]) for key in columns_of(parts[0])}
+    return Dataset(**columns, lengths=torch.cat([part.lengths for part in parts]), name=parts[0].name)
+
+
+def recorded(steps: Steps, terminated: Bool[Tensor, "episodes"], name: str) -> Dataset:
+    """Walked episodes, one a row of `steps` from its first step on, as a dataset.
+
+    Args:
+        steps: padded at the end.
+        terminated: whether the task ended each; False where the clock did.
+        name: said in messages.
+    """
+    lengths = steps.mask.sum(1)
+    ended = torch.zeros_like(steps.mask)
+    ended[torch.arange(len(lengths)), lengths - 1] = terminated
+    return Dataset(
+        observations=steps.observations[steps.mask],
+        actions=steps.actions[steps.mask],
+        rewards=steps.rewards[steps.mask],
+        terminated=ended[steps.mask],
+        lengths=lengths,
+        name=name,
+    )
 
 
 def drop_lowest_return(dataset: Dataset) -> Dataset:
@@ -131,20 +193,8 @@ def drop_lowest_return(dataset: Dataset) -> Dataset:
     if len(dataset) == 1:
         return dataset
     lowest = int(dataset.returns.argmin())
-    start = int(dataset.starts[lowest])
-    stop = start + int(dataset.lengths[lowest])
-
-    def without(rows: Tensor, start: int, stop: int) -> Tensor:
-        return torch.cat([rows[:start], rows[stop:]])
-
-    return Dataset(
-        observations=without(dataset.observations, start, stop),
-        actions=without(dataset.actions, start, stop),
-        rewards=without(dataset.rewards, start, stop),
-        terminated=without(dataset.terminated, start, stop),
-        lengths=without(dataset.lengths, lowest, lowest + 1),
-        name=dataset.name,
-    )
+    others = torch.arange(len(dataset))
+    return dataset.take(others[others != lowest])
 
 
 def check_fits(dataset: Dataset, observation_dim: int, action_dim: int) -> None:
