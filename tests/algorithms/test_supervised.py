@@ -76,7 +76,7 @@ def test_the_learning_rate_warms_up_and_stays():
     algorithm = supervised(learning_rate=0.8, warmup_updates=4, updates_per_iteration=1)
     rates = [algorithm.iterate(PointMass())["train/learning_rate"] for _ in range(6)]
     assert rates == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
-    assert algorithm.optimizer.param_groups[0]["lr"] == rates[-1]
+    assert algorithm.update.optimizer.param_groups[0]["lr"] == rates[-1]
 
 
 def test_without_warm_up_the_first_step_is_a_whole_one():
@@ -134,7 +134,7 @@ def test_the_entropy_constraint_has_its_own_step(target, sign):
     row = algorithm.iterate(PointMass())
     assert sign * (row["train/entropy_coef"] - 0.1) > 0.001
     assert row["train/entropy_target"] == target
-    assert supervised().entropy_dual.target == -2
+    assert supervised().update.entropy_dual.target == -2
 
 
 def test_entropy_is_worth_its_weight():
@@ -158,7 +158,7 @@ def test_the_gradient_is_clipped_to_its_norm():
 
 def test_lamb_is_the_default():
     algorithm = Supervised(transformer(0.1), SupervisedConfig(), walks_home())
-    assert isinstance(algorithm.optimizer, Lamb)
+    assert isinstance(algorithm.update.optimizer, Lamb)
     assert algorithm.policy.context_length == SupervisedConfig().context_length
 
 
@@ -167,7 +167,7 @@ def test_data_that_are_not_finite_stop_the_run_with_the_policy_as_it_was():
     data.observations[:, 1] = math.nan
     algorithm = with_dropout(0.5, data=data)
     before = parameters(algorithm.policy)
-    with pytest.raises(NumericError, match="pretraining update 0: lower the learning rate"):
+    with pytest.raises(NumericError, match="supervised update 0: lower the learning rate"):
         algorithm.iterate(PointMass())
     assert parameters(algorithm.policy).equal(before)
     assert not algorithm.policy.training

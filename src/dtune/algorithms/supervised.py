@@ -3,7 +3,8 @@
 max E[log π(a | context)] under H(π) ≥ ρ, on windows whose returns-to-go are hindsight.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -13,6 +14,7 @@ from torch import nn
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.update import EntropyDual, OptimizerName, make_optimizer
 from dtune.data.datasets import Dataset
+from dtune.data.steps import Steps
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.objectives import masked_mean
@@ -61,6 +63,88 @@ class SupervisedConfig:
             raise ConfigError(f"optimizer must be one of {choices}, got {self.optimizer!r}")
 
 
+class SupervisedUpdate:
+    """Makes what is in windows more likely, one batch at a time, with dropout that belongs to the run.
+
+    Args:
+        policy: the decision transformer; in evaluation mode between steps.
+        config: how it is moved. Batches and windows are the caller's.
+        updates: gradient steps made before, which the warm-up counts.
+    """
+
+    def __init__(self, policy: TrainablePolicy, config: SupervisedConfig, updates: int = 0):
+        self.policy, self.config, self.updates = policy, config, updates
+        self.optimizer = make_optimizer(policy, config.optimizer, config.learning_rate, config.weight_decay)
+        target = -float(policy.action_dim) if config.target_entropy is None else config.target_entropy
+        self.entropy_dual = EntropyDual(config.entropy_coef, target, config.entropy_coef_learning_rate)
+
+    def step(self, windows: Steps, generator: torch.Generator) -> dict[str, float]:
+        """One gradient step.
+
+        Args:
+            windows: `raw_actions` are to become likely where `mask` is True, given the `returns_to_go`.
+            generator: draws dropout, and the one sample a step that estimates the entropy.
+
+        Returns:
+            What happened, by metric key.
+
+        Raises:
+            NumericError: if the gradient is not finite; nothing has been changed then.
+        """
+        noise = torch.randn(windows.raw_actions.shape, generator=generator)
+        with training(self.policy, generator):
+            distribution = self.policy(windows)
+        log_likelihood = masked_mean(distribution.log_prob(windows.raw_actions), windows.mask)
+        entropy = masked_mean(distribution.entropy(noise), windows.mask)
+        self.optimizer.zero_grad()
+        (-log_likelihood - self.entropy_dual.coef * entropy).backward()
+        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_norm_clip)
+        if not torch.isfinite(norm):
+            raise NumericError(
+                f"the gradient stopped being finite at supervised update {self.updates}: lower the learning rate"
+            )
+        rate = self.config.learning_rate * min(1.0, (self.updates + 1) / max(1, self.config.warmup_updates))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.entropy_dual.step(entropy)
+        self.updates += 1
+        return {
+            "train/negative_log_likelihood": -log_likelihood.item(),
+            "train/entropy": entropy.item(),
+            "train/entropy_target": self.entropy_dual.target,
+            "train/entropy_coef": self.entropy_dual.coef,
+            "train/grad_norm": norm.item(),
+            "train/learning_rate": rate,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All but the policy itself."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "entropy_dual": self.entropy_dual.state_dict(),
+            "updates": self.updates,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.entropy_dual.load_state_dict(state["entropy_dual"])
+        self.updates = state["updates"]
+
+
+@contextmanager
+def training(policy: TrainablePolicy, generator: torch.Generator) -> Iterator[None]:
+    """Dropout on, drawn from `generator`; off again afterwards. The global generator is left as it was."""
+    policy.train()
+    try:
+        with torch.random.fork_rng(devices=[]):  # dropout knows only the global generator: seed it from ours
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            yield
+    finally:
+        policy.eval()
+
+
 class Supervised:
     """Fits `policy` in place to a dataset.
 
@@ -78,67 +162,29 @@ class Supervised:
         self.policy, self.config, self.dataset = policy, config, dataset
         policy.context_length = config.context_length
         self.generator = generator or torch.Generator().manual_seed(0)
-        self.optimizer = make_optimizer(policy, config.optimizer, config.learning_rate, config.weight_decay)
-        target = -float(policy.action_dim) if config.target_entropy is None else config.target_entropy
-        self.entropy_dual = EntropyDual(config.entropy_coef, target, config.entropy_coef_learning_rate)
-        self.updates = 0
+        self.update = SupervisedUpdate(policy, config)
         self.metrics = Metrics()
 
     def iterate(self, simulator: Simulator) -> dict[str, float]:  # noqa: ARG002  supervised learning walks nowhere
         """`updates_per_iteration` gradient steps."""
-        self.metrics.begin()
-        self.policy.train()
-        try:
-            for _ in range(self.config.updates_per_iteration):
-                self.metrics.add_update(self._step())
-        finally:
-            self.policy.eval()
-        return self.metrics.end()
-
-    def _step(self) -> dict[str, float]:
         config = self.config
-        windows = self.dataset.sample_windows(config.batch_size, config.context_length, self.generator)
-        noise = torch.randn(windows.raw_actions.shape, generator=self.generator)
-        with torch.random.fork_rng(devices=[]):  # dropout knows only the global generator: seed it from ours
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
-            distribution = self.policy(windows)
-        log_likelihood = masked_mean(distribution.log_prob(windows.raw_actions), windows.mask)
-        entropy = masked_mean(distribution.entropy(noise), windows.mask)
-        self.optimizer.zero_grad()
-        (-log_likelihood - self.entropy_dual.coef * entropy).backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_norm_clip)
-        if not torch.isfinite(norm):
-            raise NumericError(
-                f"the gradient stopped being finite at pretraining update {self.updates}: lower the learning rate"
-            )
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (self.updates + 1) / max(1, config.warmup_updates))
-        self.optimizer.step()
-        self.entropy_dual.step(entropy)
-        self.updates += 1
-        return {
-            "train/negative_log_likelihood": -log_likelihood.item(),
-            "train/entropy": entropy.item(),
-            "train/entropy_target": self.entropy_dual.target,
-            "train/entropy_coef": self.entropy_dual.coef,
-            "train/grad_norm": norm.item(),
-            "train/learning_rate": self.optimizer.param_groups[0]["lr"],
-        }
+        self.metrics.begin()
+        for _ in range(config.updates_per_iteration):
+            windows = self.dataset.sample_windows(config.batch_size, config.context_length, self.generator)
+            self.metrics.add_update(self.update.step(windows, self.generator))
+        return self.metrics.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what the next iteration does, except the dataset."""
         return {
             "policy": self.policy.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "entropy_dual": self.entropy_dual.state_dict(),
-            "updates": self.updates,
+            "update": self.update.state_dict(),
             "generator": self.generator.get_state(),
             "metrics": self.metrics.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        for name in ("policy", "optimizer", "entropy_dual", "metrics"):
+        for name in ("policy", "update", "metrics"):
             getattr(self, name).load_state_dict(state[name])
-        self.updates = state["updates"]
         self.generator.set_state(state["generator"])

@@ -157,6 +157,7 @@ class Rollout:
         *,
         generator: torch.Generator | None = None,
         draw: Callable[[tuple[int, ...], torch.Generator], Tensor] = independent_noise,
+        act: Callable[[TanhNormal, Tensor], Tensor] = TanhNormal.sample_raw,
         snapshots: bool = False,
     ) -> Steps:
         """Takes up to `steps` steps.
@@ -166,6 +167,7 @@ class Rollout:
             generator: draws the exploration noise, all of it ahead, so that a walk's noise does not depend on which
                 others have ended. None: take the policy's mode instead of sampling.
             draw: gives the noise `[batch, steps, action]`, standard normal for each walk by itself.
+            act: makes a raw action of the policy's distribution and the noise.
             snapshots: also keep the simulator's snapshots before each step (the simulator must be `Restorable`).
 
         Returns:
@@ -180,14 +182,20 @@ class Rollout:
                 break
             if snapshots:
                 self._keep_snapshots(time, steps)
-            self._take(time, taken, None if noise is None else noise[self.alive, time])
+            self._take(time, taken, None if noise is None else noise[self.alive, time], act)
         return taken
 
-    def _take(self, time: int, taken: Steps, noise: Float[Tensor, "alive action"] | None) -> None:
+    def _take(
+        self,
+        time: int,
+        taken: Steps,
+        noise: Float[Tensor, "alive action"] | None,
+        act: Callable[[TanhNormal, Tensor], Tensor],
+    ) -> None:
         """One step of every living walk, written into `taken` at `time`."""
         now = self._present()
         distribution = self._act(now)
-        raw = distribution.mean if noise is None else distribution.sample_raw(noise)
+        raw = distribution.mean if noise is None else act(distribution, noise)
         actions = raw.tanh()
         outcome = self.simulator.step(actions)
         now = replace(
@@ -259,6 +267,7 @@ def collect_episodes(
     generator: torch.Generator,
     *,
     sample: bool = True,
+    act: Callable[[TanhNormal, Tensor], Tensor] = TanhNormal.sample_raw,
     snapshots: bool = False,
 ) -> tuple[Episodes, Episodes]:
     """Walks `count` fresh episodes to their ends.
@@ -270,13 +279,14 @@ def collect_episodes(
         return_to_go: return asked for at the start, g_online, in environment reward units.
         generator: draws the starts, then the exploration noise.
         sample: draw actions from the policy; otherwise take its mode, as evaluations do.
+        act: how they are drawn, see `Rollout.advance`.
         snapshots: keep what is needed to go back to any step.
 
     Returns:
         The sound episodes, and the faulty ones: of those, believe nothing but their lengths.
     """
     rollout = Rollout.begin(policy, simulator, count, return_to_go, generator)
-    steps = rollout.advance(simulator.horizon, generator=generator if sample else None, snapshots=snapshots)
+    steps = rollout.advance(simulator.horizon, generator=generator if sample else None, act=act, snapshots=snapshots)
     recorded = rollout.snapshots if snapshots else torch.zeros(count, simulator.horizon, 0, dtype=torch.float64)
     episodes = Episodes(steps, recorded, rollout.final_observations, rollout.terminated)
     sound, faulty = ((rollout.faulty == fault).nonzero().squeeze(1) for fault in (False, True))

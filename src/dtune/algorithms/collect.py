@@ -1,0 +1,64 @@
+"""Walks for methods that keep what was done and earned, not what was asked for."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dtune.algorithms.metrics import Metrics
+from dtune.data.datasets import Dataset, recorded
+from dtune.envs.rollout import Episodes, collect_episodes
+from dtune.envs.simulator import Simulator
+from dtune.models.distributions import TanhNormal
+from dtune.models.policy import Policy
+
+
+def collect_dataset(
+    policy: Policy,
+    simulator: Simulator,
+    metrics: Metrics,
+    generator: torch.Generator,
+    *,
+    return_to_go: float,
+    episodes: int = 1,
+    min_steps: int = 0,
+    act: Callable[[TanhNormal, Tensor], Tensor] = TanhNormal.sample_raw,
+) -> Dataset:
+    """Walks full episodes, and counts them.
+
+    Args:
+        policy: who acts, by sampling.
+        simulator: where.
+        metrics: told of all that was walked.
+        generator: draws starts and exploration noise.
+        return_to_go: return asked for at the start of each, in environment reward units.
+        episodes: how many at least.
+        min_steps: steps that their sound ones have at least, together. What is missing is walked in as many
+            episodes at once as would need it if all were as long as the longest so far.
+        act: how actions are drawn, see `Rollout.advance`.
+
+    Returns:
+        The sound episodes.
+
+    Raises:
+        NumericError: if a whole round of episodes was faulty.
+    """
+    parts: list[tuple[Episodes, Episodes]] = []
+    count, missing = episodes, min_steps
+    while count > 0:
+        sound, faulty = collect_episodes(policy, simulator, count, return_to_go, generator, act=act)
+        parts.append((sound, faulty))
+        together = [_joined([part[which] for part in parts]) for which in (0, 1)]
+        if not len(sound):
+            metrics.count_episodes(*together)
+            metrics.refuse_faults()
+        missing = min_steps - int(together[0].lengths.sum())
+        count = math.ceil(missing / int(together[0].lengths.max())) if missing > 0 else 0
+    metrics.count_episodes(*together)
+    return recorded(together[0].steps, together[0].terminated, "the run's own episodes")
+
+
+def _joined(parts: list[Episodes]) -> Episodes:
+    rows = [part.rows() for part in parts]
+    return Episodes.from_rows({name: torch.cat([part[name] for part in rows]) for name in rows[0]})
