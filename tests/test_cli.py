@@ -170,8 +170,9 @@ def test_without_options_the_preset_is_run_in_its_folder(dtune, asked):
             presets.finetuning("grpo", "hopper-medium-v2", "paper"),
             runs / "grpo/hopper-medium-v2/paper/seed0",
             Path("some/where"),
+            None,
         ),
-        (asked[3][0], runs / "ppo/walker2d-random-v2/small/seed2", Path("p")),
+        (asked[3][0], runs / "ppo/walker2d-random-v2/small/seed2", Path("p"), None),
     ]
     small = presets.pretraining("ant-medium-v2", "small")
     assert asked[1][0] == type(small)(**{**vars(small), "seed": 3})
@@ -188,8 +189,8 @@ def test_options_reach_the_config(dtune, asked):
         "--algorithm.update.target-entropy", "-2.5",
     )  # fmt: skip
     assert said.code == 0, said
-    config, folder, policy = asked[0]
-    assert (folder, policy) == (Path("o"), Path("p"))
+    config, folder, policy, data = asked[0]
+    assert (folder, policy, data) == (Path("o"), Path("p"), None)
     assert (config.seed, config.iterations, config.threads, config.evaluate_every) == (3, 7, 2, 4)
     algorithm = config.algorithm
     assert (algorithm.group_size, algorithm.return_to_go, algorithm.shared_start) == (16, 500.0, False)

@@ -8,6 +8,8 @@ import torch
 from pointmass import PointMass, TinyPolicy
 
 from dtune.algorithms.grpo import GRPO, GRPOConfig
+from dtune.algorithms.iql import IQL, IQLConfig, make_policy
+from dtune.algorithms.odt import ODT, ODTConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.algorithms.supervised import Supervised, SupervisedConfig
 from dtune.algorithms.update import UpdateConfig
@@ -73,21 +75,55 @@ def supervised(context_length: int = 1, *, seed: int = 0, **changes: Any) -> Sup
     return Supervised(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
 
 
+def odt(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> ODT:
+    config = ODTConfig(
+        return_to_go=GOAL,
+        context_length=context_length,
+        episodes_per_iteration=2,
+        replay_capacity=20,
+        pretraining_updates=0,
+        update=replace(supervised(context_length).config, **(update or {})),
+    )
+    return ODT(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+
+
+def iql(context_length: int = 1, *, seed: int = 0, **changes: Any) -> IQL:
+    config = IQLConfig(
+        learning_rate=3e-3, gamma=0.9, polyak=0.05, batch_size=32, width=32, replay_capacity=10_000,
+        pretraining_updates=0, min_steps=40,
+    )  # fmt: skip
+    config, generator = replace(config, **changes), seeded(seed)
+    return IQL(make_policy(config, 2, 2, seeded(seed)), config, walks_home(), generator)
+
+
 @dataclass(frozen=True)
 class Learner:
     """An algorithm for the battery."""
 
     make: Callable[..., Any]  # (context_length, *, seed, **changes of its config) -> the algorithm
     iterations: int  # to reach -6 on the point mass
+    # settings with which an iteration takes so many walks that one broken is not too many; none if it never walks
+    many_walks: dict[str, Any] = field(default_factory=dict)
+    updates: str | None = None  # the part of its config that says how the policy is moved, where it is not the whole
+    constrained: bool = True  # keeps its entropy above a bound
+    remembers: bool = True  # takes policies that read more than the present step, and any optimizer
+
+    def with_optimizer(self, optimizer: str) -> dict[str, Any]:
+        """The setting that chooses it."""
+        if not self.remembers:
+            return {}
+        return {self.updates: {"optimizer": optimizer}} if self.updates else {"optimizer": optimizer}
 
     def __call__(self, *args: Any, **changes: Any) -> Any:
         return self.make(*args, **changes)
 
 
 LEARNERS = {
-    "grpo": Learner(grpo, 20),
-    "ppo": Learner(ppo, 18),
+    "grpo": Learner(grpo, 20, {"episodes_per_iteration": 8, "reset_trajectories": 64}, "update"),
+    "ppo": Learner(ppo, 18, {"episodes_per_iteration": 240}, "update"),
     "supervised": Learner(supervised, 5),
+    "odt": Learner(odt, 5, {"episodes_per_iteration": 240}, "update"),
+    "iql": Learner(iql, 8, {"episodes_at_once": 240, "min_steps": 1}, constrained=False, remembers=False),
 }
 
 

@@ -8,17 +8,22 @@ from learners import LEARNERS, Witness, mean_return, parameters, same_state
 from pointmass import PointMass
 
 from dtune.algorithms.grpo import GRPOConfig
+from dtune.algorithms.iql import IQLConfig
+from dtune.algorithms.odt import ODTConfig
 from dtune.algorithms.ppo import PPOConfig
+from dtune.algorithms.pretrained import PretrainedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.errors import ConfigError, DtuneError
 from dtune.experiments import checkpoint
 
 every = pytest.mark.parametrize("name", LEARNERS)
-both_contexts = pytest.mark.parametrize("context_length", [1, 5])
+both_contexts = pytest.mark.parametrize(
+    ("name", "context_length"),
+    [(name, length) for name in LEARNERS for length in ((1, 5) if LEARNERS[name].remembers else (1,))],
+)
 
 
-@every
 @both_contexts
 def test_iterates(name, context_length):
     algorithm = LEARNERS[name](context_length)
@@ -32,11 +37,11 @@ def test_iterates(name, context_length):
     assert first.keys() == second.keys()
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in (*first.values(), *second.values()))
     assert {key.split("/")[0] for key in first} <= {"train", "rollout", "count"}
-    assert {"train/entropy", "train/entropy_coef", "train/grad_norm", "train/learning_rate"} <= first.keys()
+    kept = {"train/entropy", "train/entropy_coef", "train/grad_norm", "train/learning_rate"}
+    assert kept <= first.keys() if LEARNERS[name].constrained else "train/entropy_coef" not in first
     assert second["count/gradient_steps"] > first["count/gradient_steps"] > 0
 
 
-@every
 @both_contexts
 def test_the_same_seed_gives_the_same_bits(name, context_length):
     states, rows = [], []
@@ -60,12 +65,17 @@ def test_another_seed_gives_others(name):
     assert not drawn[0].equal(drawn[1])
 
 
-@every
-@pytest.mark.parametrize(("context_length", "optimizer"), [(1, "adamw"), (5, "adamw"), (1, "lamb")])
+@pytest.mark.parametrize(
+    ("name", "context_length", "optimizer"),
+    [
+        (name, *options)
+        for name in LEARNERS
+        for options in ([(1, "adamw"), (5, "adamw"), (1, "lamb")] if LEARNERS[name].remembers else [(1, "adam")])
+    ],
+)
 def test_a_saved_run_goes_on_as_if_never_interrupted(name, context_length, optimizer, tmp_path):
     def make(seed):
-        options = {"optimizer": optimizer} if name == "supervised" else {"update": {"optimizer": optimizer}}
-        return LEARNERS[name](context_length, seed=seed, **options)
+        return LEARNERS[name](context_length, seed=seed, **LEARNERS[name].with_optimizer(optimizer))
 
     undisturbed, simulator = make(0), PointMass(box=1.3)
     for iteration in range(5):  # the reference is copied after the fourth: it lags behind the policy at the cut
@@ -91,7 +101,6 @@ def test_a_run_can_go_back_to_its_very_start(name, tmp_path):
     assert algorithm.iterate(PointMass()) == first
 
 
-@every
 @both_contexts
 def test_learns_to_walk_to_the_origin(name, context_length):
     algorithm, simulator = LEARNERS[name](context_length, seed=1), PointMass()
@@ -104,8 +113,7 @@ def test_learns_to_walk_to_the_origin(name, context_length):
 @every
 @pytest.mark.parametrize("faults", [{}, {1: 4, 40: 19}], ids=["sound", "faulty"])
 def test_counts_every_step_the_world_took(name, faults):
-    sizes = {"grpo": {"episodes_per_iteration": 8, "reset_trajectories": 64}, "ppo": {"episodes_per_iteration": 240}}
-    algorithm = LEARNERS[name](**sizes.get(name, {}))
+    algorithm = LEARNERS[name](**LEARNERS[name].many_walks)
     simulator = Witness(box=1.2, faults=faults)
     for _ in range(2):
         row = algorithm.iterate(simulator)
@@ -117,7 +125,7 @@ def test_counts_every_step_the_world_took(name, faults):
         "count/env_steps": sum(simulator.stepped),
     }
     assert {key: row[key] for key in expected} == expected
-    assert (row["count/env_steps"] > 0) == (name != "supervised")
+    assert (row["count/env_steps"] > 0) == bool(LEARNERS[name].many_walks)
 
 
 @every
@@ -161,6 +169,30 @@ NUMBERS = [
     (PPOConfig, "value_learning_rate", math.nan),
     (PPOConfig, "value_width", 0),
     (PPOConfig, "value_scale", -1.0),
+    (ODTConfig, "context_length", 0),
+    (ODTConfig, "episodes_per_iteration", 0),
+    (ODTConfig, "min_steps", -1),
+    (ODTConfig, "replay_capacity", 0),
+    (ODTConfig, "pretraining_updates", -1),
+    (PretrainedConfig, "context_length", 0),
+    (IQLConfig, "expectile", 0.0),
+    (IQLConfig, "expectile", 1.0),
+    (IQLConfig, "expectile", math.nan),
+    (IQLConfig, "inverse_temperature", -1.0),
+    (IQLConfig, "gamma", 1.01),
+    (IQLConfig, "polyak", 0.0),
+    (IQLConfig, "polyak", math.nan),
+    (IQLConfig, "learning_rate", 0.0),
+    (IQLConfig, "learning_rate", math.nan),
+    (IQLConfig, "batch_size", 0),
+    (IQLConfig, "width", 0),
+    (IQLConfig, "replay_capacity", 0),
+    (IQLConfig, "pretraining_updates", -1),
+    (IQLConfig, "updates_per_offline_iteration", 0),
+    (IQLConfig, "episodes_at_once", 0),
+    (IQLConfig, "min_steps", 0),
+    (IQLConfig, "reward_scaling", "some"),
+    (IQLConfig, "reward_shift", math.nan),
     (SupervisedConfig, "context_length", 0),
     (SupervisedConfig, "batch_size", 0),
     (SupervisedConfig, "updates_per_iteration", 0),
@@ -193,7 +225,7 @@ NUMBERS = [
     ("config", "name", "value"), NUMBERS, ids=[f"{c.__name__}-{name}={value}" for c, name, value in NUMBERS]
 )
 def test_refuses_settings_that_make_no_sense(config, name, value):
-    needed = {"return_to_go": 1.0} if config in (GRPOConfig, PPOConfig) else {}
+    needed = {} if config in (SupervisedConfig, UpdateConfig) else {"return_to_go": 1.0}
     sensible = config(**needed)
     object.__setattr__(sensible, name, value)  # the tests' type checker would refuse some values before us
     with pytest.raises(ConfigError) as refusal:

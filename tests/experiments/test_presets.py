@@ -183,7 +183,7 @@ def test_table_5_pretraining(dataset):
 
 def test_defaults_are_table_5s_and_hoppers():
     """What a user gets who names no preset."""
-    hopper_6, hopper_7 = (finetuning(method, "hopper-medium-v2", "paper").algorithm for method in METHODS)
+    hopper_6, hopper_7 = (finetuning(method, "hopper-medium-v2", "paper").algorithm for method in ("grpo", "ppo"))
     assert GRPOConfig(return_to_go=7200.0) == hopper_6
     assert PPOConfig(return_to_go=7200.0) == hopper_7
     assert SupervisedConfig() == pretraining("hopper-medium-v2", "paper").algorithm
@@ -220,7 +220,7 @@ def test_the_small_scale_is_smaller():
         small, paper = pretraining(name, "small"), pretraining(name, "paper")
         assert small.model.layers * small.model.width**2 < paper.model.layers * paper.model.width**2 / 50
         assert small.algorithm.context_length == paper.algorithm.context_length
-        for method in METHODS:
+        for method in METHODS.keys() - {"dt"}:
             assert finetuning(method, name, "small") != finetuning(method, name, "paper")
 
 

@@ -1,7 +1,7 @@
 """Walks for methods that keep what was done and earned, not what was asked for."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -45,11 +45,11 @@ def collect_dataset(
         NumericError: if a whole round of episodes was faulty.
     """
     parts: list[tuple[Episodes, Episodes]] = []
-    count, missing = episodes, min_steps
+    count = episodes
     while count > 0:
         sound, faulty = collect_episodes(policy, simulator, count, return_to_go, generator, act=act)
         parts.append((sound, faulty))
-        together = [_joined([part[which] for part in parts]) for which in (0, 1)]
+        together = [joined([part[which] for part in parts]) for which in (0, 1)]
         if not len(sound):
             metrics.count_episodes(*together)
             metrics.refuse_faults()
@@ -59,6 +59,7 @@ def collect_dataset(
     return recorded(together[0].steps, together[0].terminated, "the run's own episodes")
 
 
-def _joined(parts: list[Episodes]) -> Episodes:
+def joined(parts: Iterable[Episodes]) -> Episodes:
+    """All episodes of `parts`, in one."""
     rows = [part.rows() for part in parts]
     return Episodes.from_rows({name: torch.cat([part[name] for part in rows]) for name in rows[0]})

@@ -16,7 +16,7 @@ import torch
 from dtune.algorithms.collect import collect_dataset
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate
-from dtune.data.datasets import Dataset
+from dtune.data.datasets import Dataset, drop_lowest_return
 from dtune.data.trajectories import TrajectoryReplay
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError
@@ -33,8 +33,8 @@ class ODTConfig:
 
     return_to_go: float
     """Return asked for in evaluations, in environment reward units."""
-    online_return_to_go: float
-    """Return asked for while exploring, g_online; the authors ask for twice as much."""
+    online_return_to_go: float | None = None
+    """Return asked for while exploring; the authors ask for twice as much as in evaluations. None: the same."""
     context_length: int = 5
     """Steps of history the policy reads when it acts. What it is trained on is `update.context_length`."""
     episodes_per_iteration: int = 1
@@ -76,7 +76,7 @@ class ODT:
         policy.context_length = config.context_length
         self.generator = generator or torch.Generator().manual_seed(0)
         self.update = SupervisedUpdate(policy, config.update, config.pretraining_updates)
-        self.replay = TrajectoryReplay(config.replay_capacity, dataset)
+        self.replay = TrajectoryReplay(config.replay_capacity, drop_lowest_return(dataset))
         self.metrics = Metrics()
 
     def iterate(self, simulator: Simulator) -> dict[str, float]:
@@ -88,14 +88,16 @@ class ODT:
             simulator,
             self.metrics,
             self.generator,
-            return_to_go=config.online_return_to_go,
+            return_to_go=config.return_to_go if config.online_return_to_go is None else config.online_return_to_go,
             episodes=config.episodes_per_iteration,
             min_steps=config.min_steps,
         )
         self.replay.extend(walked)  # 2
+        self.policy.context_length = fit.context_length
         for _ in range(fit.updates_per_iteration):
             windows = self.replay.dataset.sample_windows(fit.batch_size, fit.context_length, self.generator)  # 3
             self.metrics.add_update(self.update.step(windows, self.generator))  # 4
+        self.policy.context_length = config.context_length
         self.metrics.set("train/replay_trajectories", len(self.replay))
         self.metrics.set("train/replay_return", self.replay.dataset.returns.mean().item())
         return self.metrics.end()

@@ -52,26 +52,28 @@ def finetune(arguments: list[str]) -> None:
         out: Path | None = None
         """Run folder; runs/METHOD/DATASET/SCALE/seedN by default."""
         policy: Path | None = None
-        """Run folder or checkpoint to start from; where none is given, pretraining comes first."""
+        """Run folder or checkpoint to start from; where none is given, pretraining comes first. IQL has its own."""
         data: Path | None = None
-        """D4RL's HDF5 file for that pretraining. Random datasets are recorded where none is given."""
+        """D4RL's HDF5 file for that pretraining, and for ODT and IQL, which go on with it. Random datasets are recorded
+        where none is given."""
         run: Fields[presets.FinetuneConfig] = field(default_factory=lambda: preset)
 
     command = parse(Finetune, f"finetune {name}", rest)
-    start = command.policy
-    if start is not None and command.data is not None:
+    start, learner = command.policy, run.ALGORITHMS[type(command.run.algorithm)]
+    if start is not None and command.data is not None and not learner.offline:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
-    if start is None:
+    config = replace(presets.pretraining(dataset, chosen), threads=command.run.threads)
+    data = (command.data or run.find_data(config)) if learner.offline else None
+    if start is None and learner.policy is None:
         before = _pretrained(dataset, chosen, 0)
         try:
-            config = replace(presets.pretraining(dataset, chosen), threads=command.run.threads)
             run.pretrain_preset(config, before, command.data)
         except ConfigError as error:
             hint = "(This is the pretraining; --policy PATH begins with a policy that is there.)"
             raise ConfigError(f"{error}\n{hint}") from error
         start = before / "checkpoints" / "last"
     folder = command.out or Path("runs") / method / dataset / chosen / f"seed{command.run.seed}"
-    _finish(folder, run.finetune_preset(command.run, folder, start))
+    _finish(folder, run.finetune_preset(command.run, folder, start, data))
 
 
 def evaluate(arguments: list[str]) -> None:

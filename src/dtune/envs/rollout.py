@@ -150,6 +150,13 @@ class Rollout:
         observations = simulator.restore(points.snapshots.numpy())
         return cls(policy, simulator, observations, points.returns_to_go, points.timesteps, points.history)
 
+    @property
+    def observations(self) -> Float[Tensor, "batch obs"]:
+        """What each walk sees now, or saw last."""
+        seen = self.final_observations.clone()
+        seen[self.alive] = self._observations
+        return seen
+
     @torch.no_grad()
     def advance(
         self,

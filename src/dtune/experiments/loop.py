@@ -29,7 +29,10 @@ EVALUATION_SEED = 1_000_003
 class Algorithm(Protocol):
     """Somebody's idea of learning: one file."""
 
-    policy: TrainablePolicy
+    @property
+    def policy(self) -> TrainablePolicy:
+        """Who learns."""
+        ...
 
     def iterate(self, simulator: Any) -> dict[str, float]:
         """One iteration; what happened, by metric key."""

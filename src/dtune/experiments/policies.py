@@ -11,11 +11,19 @@ from safetensors import SafetensorError
 from dtune.errors import ConfigError
 from dtune.experiments import checkpoint
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig
 
 DOCUMENT = "policy.json"
+StoredPolicy = DecisionTransformer | PerceptronPolicy
+
+KINDS: dict[str, tuple[Any, Any]] = {
+    "DecisionTransformer": (DecisionTransformer, DecisionTransformerConfig),
+    "PerceptronPolicy": (PerceptronPolicy, PerceptronPolicyConfig),
+}
+"""Policies that can be read from their document alone, by the name they have in it, each with its config."""
 
 
-def describe(policy: DecisionTransformer, **about: Any) -> dict[str, Any]:
+def describe(policy: StoredPolicy, **about: Any) -> dict[str, Any]:
     """The JSON document that makes a checkpoint's weights usable alone.
 
     Args:
@@ -23,14 +31,14 @@ def describe(policy: DecisionTransformer, **about: Any) -> dict[str, Any]:
         about: further facts for the reader, such as the dataset and the return to ask for.
     """
     config = replace(policy.config, context_length=policy.context_length)
-    return {DOCUMENT: {"kind": "DecisionTransformer", "config": asdict(config), **about}}
+    return {DOCUMENT: {"kind": type(policy).__name__, "config": asdict(config), **about}}
 
 
-def load_policy(path: str | Path) -> DecisionTransformer:
+def load_policy(path: str | Path) -> StoredPolicy:
     """Reads a policy from a checkpoint, or from the best checkpoint of a run folder. Executes nothing it reads.
 
     Raises:
-        ConfigError: if there is no checkpoint at `path`, or not one of a decision transformer.
+        ConfigError: if there is no checkpoint at `path`, or not one of a policy in `KINDS`.
         CheckpointError: if a file of it is damaged.
     """
     return _read(Path(path))[0]
@@ -53,16 +61,18 @@ def find_checkpoint(path: Path) -> Path:
     raise ConfigError(f"{path} holds no policy: give a run folder, or one of the folders in its checkpoints/")
 
 
-def _read(path: Path) -> tuple[DecisionTransformer, dict[str, Any]]:
+def _read(path: Path) -> tuple[StoredPolicy, dict[str, Any]]:
     directory = find_checkpoint(path)
     files = checkpoint.verify(directory)
     try:
         about = dict(json.loads(files[DOCUMENT]))
-        if about.pop("kind", None) != "DecisionTransformer":
+        kind = about.pop("kind", None)
+        if kind not in KINDS:
             raise ConfigError(
-                f"{directory}/{DOCUMENT} does not describe a DecisionTransformer: nothing else is read here"
+                f"{directory}/{DOCUMENT} does not describe a {' or '.join(KINDS)}: nothing else is read here"
             )
-        policy = DecisionTransformer(DecisionTransformerConfig(**about.pop("config")))
+        make, shape = KINDS[kind]
+        policy = make(shape(**about.pop("config")))
         policy.load_state_dict(safetensors.torch.load(files["policy.safetensors"]))
     except ConfigError:
         raise

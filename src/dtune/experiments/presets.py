@@ -4,16 +4,21 @@ Every number of the paper occurs here once. Scale `paper` is the page; scale `sm
 and each of its departures is listed in `SMALL_*` below.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from dtune.algorithms.grpo import GRPOConfig
+from dtune.algorithms.iql import IQLConfig
+from dtune.algorithms.odt import ODTConfig
 from dtune.algorithms.ppo import PPOConfig
+from dtune.algorithms.pretrained import PretrainedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.errors import ConfigError
+from dtune.experiments import baselines
 
 Scale = Literal["paper", "small"]
 
@@ -71,7 +76,7 @@ class FinetuneConfig:
     """Of the one generator everything random is drawn from."""
     iterations: int = 500
     """Iterations of the algorithm, T."""
-    algorithm: GRPOConfig | PPOConfig
+    algorithm: GRPOConfig | PPOConfig | ODTConfig | IQLConfig | PretrainedConfig
     """Which method, and its hyperparameters."""
     evaluate_every: int = 10
     """Iterations between evaluations; the last iteration is always evaluated."""
@@ -179,6 +184,14 @@ def _small_pretraining(config: SupervisedConfig) -> SupervisedConfig:
     )
 
 
+SMALL_PRETRAINING_ITERATIONS = 8
+
+
+def _small_odt(config: ODTConfig) -> ODTConfig:
+    before = _small_pretraining(config.update)
+    return baselines.small_odt(config, before, SMALL_PRETRAINING_ITERATIONS * before.updates_per_iteration)
+
+
 def _small_grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
     update = replace(
         config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=3e-5, decay_updates=16 * iterations,
@@ -199,7 +212,31 @@ def _small_ppo(config: PPOConfig, iterations: int) -> PPOConfig:
     return replace(config, updates_per_iteration=20, value_scale=100.0, update=update)
 
 
-METHODS = ("grpo", "ppo")
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The presets of a method."""
+
+    paper: Callable[[str], Any]
+    """Gives its config for a dataset."""
+    small: Callable[[Any, int], Any]
+    """Makes of that the config of so many iterations at scale `small`."""
+    iterations: int = 500
+    """At scale `paper`."""
+    small_iterations: int
+    """At scale `small`."""
+    small_threads: int = 1
+    """For the physics, at scale `small`."""
+
+
+METHODS = {
+    "grpo": Method(  # two threads: the second core is idle once PPO-DT beside it is done
+        paper=lambda dataset: TABLE_6[dataset][1], small=_small_grpo, small_iterations=440, small_threads=2
+    ),
+    "ppo": Method(paper=lambda dataset: TABLE_7[dataset][1], small=_small_ppo, small_iterations=400),
+    "odt": Method(paper=baselines.odt, small=lambda config, _: _small_odt(config), small_iterations=150),
+    "iql": Method(paper=baselines.iql, small=lambda config, _: baselines.small_iql(config), small_iterations=100),
+    "dt": Method(paper=baselines.pretrained, small=lambda config, _: config, iterations=0, small_iterations=0),
+}
 
 
 def pretraining(dataset: str, scale: Scale, seed: int = 0) -> PretrainConfig:
@@ -222,7 +259,9 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0) -> PretrainConfig:
     )
     if scale == "paper":
         return config
-    return replace(config, model=SMALL_MODEL, algorithm=_small_pretraining(algorithm), iterations=8)
+    return replace(
+        config, model=SMALL_MODEL, algorithm=_small_pretraining(algorithm), iterations=SMALL_PRETRAINING_ITERATIONS
+    )
 
 
 def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
@@ -233,17 +272,18 @@ def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
     """
     if method not in METHODS:
         raise ConfigError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
-    _, config = _row(TABLE_6 if method == "grpo" else TABLE_7, dataset)
+    _row(TABLE_6, dataset)
+    chosen = METHODS[method]
+    config = chosen.paper(dataset)
     if scale == "paper":
-        return FinetuneConfig(dataset=dataset, algorithm=config)
-    if isinstance(config, GRPOConfig):  # two threads: the second core is idle once PPO-DT beside it is done
-        algorithm, iterations, threads = _small_grpo(config, 440), 440, 2
-        return FinetuneConfig(
-            dataset=dataset, algorithm=algorithm, iterations=iterations, evaluate_every=20, checkpoint_every=20,
-            threads=threads,
-        )  # fmt: skip
+        return FinetuneConfig(dataset=dataset, algorithm=config, iterations=chosen.iterations)
     return FinetuneConfig(
-        dataset=dataset, algorithm=_small_ppo(config, 400), iterations=400, evaluate_every=20, checkpoint_every=20
+        dataset=dataset,
+        algorithm=chosen.small(config, chosen.small_iterations),
+        iterations=chosen.small_iterations,
+        evaluate_every=20,
+        checkpoint_every=20,
+        threads=chosen.small_threads,
     )
 
 

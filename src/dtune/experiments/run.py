@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dtune.algorithms.grpo import GRPO, GRPOConfig
+from dtune.algorithms.iql import IQL, IQLConfig, make_policy
+from dtune.algorithms.odt import ODT, ODTConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
+from dtune.algorithms.pretrained import Pretrained, PretrainedConfig
 from dtune.algorithms.supervised import Supervised
 from dtune.data.datasets import check_fits, drop_lowest_return
 from dtune.envs.simulator import Simulator
@@ -18,11 +22,32 @@ from dtune.errors import ConfigError
 from dtune.experiments.folder import locked, settle_config, write_meta
 from dtune.experiments.loading import find, load_dataset
 from dtune.experiments.loop import Algorithm, Evaluation, Schedule, train
-from dtune.experiments.policies import describe, find_checkpoint, load_policy, read_about
+from dtune.experiments.policies import StoredPolicy, describe, find_checkpoint, load_policy, read_about
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 
-ALGORITHMS: dict[type, Callable[..., Algorithm]] = {GRPOConfig: GRPO, PPOConfig: PPO}
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """How the algorithm of a config is made."""
+
+    name: str
+    """What people call it."""
+    make: Callable[..., Algorithm]
+    """Of policy, config and generator."""
+    offline: bool = False
+    """Whether it is given the offline dataset, too, as `dataset=`."""
+    policy: Callable[[Any, int, int, torch.Generator], StoredPolicy] | None = None
+    """Makes the policy it begins with, of its config and the sizes of observations and actions; None: pretrained."""
+
+
+ALGORITHMS: dict[type, Method] = {
+    GRPOConfig: Method(name="GRPO-DT", make=GRPO),
+    PPOConfig: Method(name="PPO-DT", make=PPO),
+    ODTConfig: Method(name="ODT", make=ODT, offline=True),
+    IQLConfig: Method(name="IQL", make=IQL, offline=True, policy=make_policy),
+    PretrainedConfig: Method(name="DT", make=Pretrained),
+}
 
 MAY_CHANGE = ("iterations", "threads")
 """Settings in which a run that is continued may differ from its beginning."""
@@ -61,9 +86,7 @@ def finetune(
     goal = algorithm.config.return_to_go if return_to_go is None else return_to_go  # type: ignore[attr-defined]
     evaluation = Evaluation(simulator=simulator, return_to_go=goal, episodes=evaluation_episodes, task=task)
     schedule = Schedule(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=evaluate_every)
-    documents = (
-        describe(algorithm.policy, return_to_go=goal) if isinstance(algorithm.policy, DecisionTransformer) else {}
-    )
+    documents = describe(algorithm.policy, return_to_go=goal) if isinstance(algorithm.policy, StoredPolicy) else {}
     folder = None if directory is None else Path(directory)
     with nullcontext() if folder is None else locked(folder):
         return train(
@@ -111,31 +134,59 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
         return _train(config, algorithm, directory, path, f"pretrain {config.dataset}")
 
 
-def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path) -> Rows:
+def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path | None, data: Path | None = None) -> Rows:
     """Runs a finetuning preset in `directory`, from the policy at `policy`, or continues it there.
 
+    Args:
+        config: what to run.
+        directory: the run folder.
+        policy: a run folder or a checkpoint; None for methods that begin with a policy of their own.
+        data: the dataset's file, for methods that go on learning from it.
+
     Raises:
-        ConfigError: if the folder holds a run with other settings, or the policy does not fit the task.
+        ConfigError: if the folder holds a run with other settings, or the policy does not fit the task or method.
+        DataError: if there are no data, or data that do not fit the task.
     """
     torch.set_num_threads(config.network_threads)
+    method = ALGORITHMS[type(config.algorithm)]
     with locked(directory):
-        start = find_checkpoint(policy)
-        info = task_info(config.dataset)
-        network = load_policy(start)
-        sizes = (network.config.observation_dim, network.config.action_dim)
-        if sizes != (info.observation_dim, info.action_dim):
-            raise ConfigError(
-                f"{start} observes {sizes[0]} numbers and acts with {sizes[1]}, but {info.name} has"
-                f" {info.observation_dim} and {info.action_dim}: give a policy pretrained for {info.name}"
-            )
         generator = torch.Generator().manual_seed(config.seed)
-        algorithm = ALGORITHMS[type(config.algorithm)](network, config.algorithm, generator)
-        title = f"{type(algorithm).__name__}-DT {config.dataset}"
-        return _train(config, algorithm, directory, start, title)
+        network, start = _first_policy(method, config, policy, generator)
+        offline = {}
+        if method.offline:
+            if data is None:
+                raise ConfigError(f"{method.name} goes on learning from the offline data: say where they are")
+            offline = {"dataset": read_hdf5(data)}
+            check_fits(offline["dataset"], network.config.observation_dim, network.config.action_dim)
+            start = data
+        algorithm = method.make(network, config.algorithm, generator=generator, **offline)
+        return _train(config, algorithm, directory, start, f"{method.name} {config.dataset}")
+
+
+def _first_policy(
+    method: Method, config: FinetuneConfig, path: Path | None, generator: torch.Generator
+) -> tuple[StoredPolicy, Path | None]:
+    """The policy a run begins with, and where it was read."""
+    info = task_info(config.dataset)
+    if method.policy is not None:
+        if path is not None:
+            raise ConfigError(f"{method.name} begins with a policy of its own: leave out the one at {path}")
+        return method.policy(config.algorithm, info.observation_dim, info.action_dim, generator), None
+    if path is None:
+        raise ConfigError(f"{method.name} improves a pretrained policy: say where it is")
+    start = find_checkpoint(path)
+    network = load_policy(start)
+    sizes = (network.config.observation_dim, network.config.action_dim)
+    if sizes != (info.observation_dim, info.action_dim):
+        raise ConfigError(
+            f"{start} observes {sizes[0]} numbers and acts with {sizes[1]}, but {info.name} has"
+            f" {info.observation_dim} and {info.action_dim}: give a policy pretrained for {info.name}"
+        )
+    return network, start
 
 
 def _train(
-    config: PretrainConfig | FinetuneConfig, algorithm: Algorithm, directory: Path, source: Path, title: str
+    config: PretrainConfig | FinetuneConfig, algorithm: Algorithm, directory: Path, source: Path | None, title: str
 ) -> Rows:
     """The loop in a run folder; `source` is the file or folder that the run begins from."""
     simulator = make_simulator(config.dataset, config.threads)
@@ -152,7 +203,7 @@ def _train(
     say = write_meta(directory, dataset=source)
     if say:
         print(say, flush=True)
-    assert isinstance(algorithm.policy, DecisionTransformer)
+    assert isinstance(algorithm.policy, StoredPolicy)
     documents = describe(algorithm.policy, dataset=config.dataset, return_to_go=goal, seed=config.seed)
     return train(
         algorithm,

@@ -15,6 +15,7 @@ class ValueNetwork(nn.Module):
         width: units a hidden layer; the paper's 256 for MuJoCo, 512 elsewhere.
         layers: hidden layers.
         layer_norm: a LayerNorm without parameters between each linear map and its activation (Adroit and AntMaze).
+        activation: of hidden layers.
         scale: reward units an output of 1 stands for; 100 lets a small network reach large returns quickly.
     """
 
@@ -28,13 +29,14 @@ class ValueNetwork(nn.Module):
         width: int = 256,
         layers: int = 2,
         layer_norm: bool = False,
+        activation: type[nn.Module] = nn.SiLU,
         scale: float = 1.0,
     ):
         super().__init__()
         self.register_buffer("observation_mean", torch.zeros(observation_dim))
         self.register_buffer("observation_std", torch.ones(observation_dim))
         self.scale = scale
-        self.net = _perceptron(observation_dim, width, layers, nn.SiLU, layer_norm=layer_norm)
+        self.net = _perceptron(observation_dim, width, layers, activation, layer_norm=layer_norm)
 
     def set_statistics(self, observations: Float[Tensor, "steps obs"]) -> None:
         """Fixes the normalisation to the mean and deviation of some observations; constant ones keep their unit."""
