@@ -13,10 +13,11 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dtune.algorithms.metrics import Metrics
+from dtune.algorithms.points import draw_points
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.data.buffers import Fifo
 from dtune.data.steps import Steps, concatenate
@@ -30,13 +31,7 @@ from dtune.functional.advantages import (
     outside_margin,
     returns_to_go,
 )
-from dtune.functional.sampling import (
-    draw_steps,
-    independent_noise,
-    mirrored_noise,
-    reset_point_distribution,
-    shared_noise,
-)
+from dtune.functional.sampling import independent_noise, mirrored_noise, shared_noise
 from dtune.models.policy import TrainablePolicy
 
 
@@ -170,11 +165,15 @@ class GRPO:
     def _choose_reset_points(self, episodes: Episodes) -> ResetPoints:
         """Draws episodes in proportion to their length, and on each the steps to go back to."""
         config = self.config
-        lengths = episodes.lengths.float()
-        rows = torch.multinomial(lengths, config.reset_trajectories, replacement=True, generator=self.generator)
         each = config.reset_points * (1 if config.shared_start else config.group_size)
-        probabilities = self._reset_probabilities(episodes, rows)
-        steps = draw_steps(probabilities, each, self.generator)
+        rows, steps = draw_points(
+            self.policy,
+            episodes,
+            config.reset_trajectories,
+            each,
+            self.generator,
+            active=config.reset_selection == "active",
+        )
         return ResetPoints.choose(
             episodes,
             rows.repeat_interleave(each),
@@ -182,19 +181,6 @@ class GRPO:
             self.policy.context_length - 1,
             fresh=config.reset_context == "fresh",
         ).repeat(config.group_size if config.shared_start else 1)
-
-    @torch.no_grad()
-    def _reset_probabilities(self, episodes: Episodes, rows: Int[Tensor, "drawn"]) -> Float[Tensor, "drawn time"]:
-        """Where to reset on each drawn episode (Sec. 3.2): by the present policy's variance, or uniformly."""
-        mask = episodes.steps.mask
-        variance = torch.zeros(*mask.shape, self.policy.action_dim)
-        if self.config.reset_selection == "active":
-            drawn = torch.zeros(len(mask), dtype=torch.bool)
-            drawn[rows] = True
-            row, step = (mask & drawn[:, None]).nonzero(as_tuple=True)
-            before = torch.arange(1 - self.policy.context_length, 1) + step[:, None]
-            variance[row, step] = self.policy(episodes.steps.gather(row, before))[:, -1].std.square()
-        return reset_point_distribution(variance[rows], mask[rows])
 
     def _grow_groups(
         self, simulator: Restorable, points: ResetPoints

@@ -1,0 +1,46 @@
+"""Where on remembered episodes to look again (Algorithm 1, lines 3 to 5)."""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from dtune.envs.rollout import Episodes
+from dtune.functional.sampling import draw_steps, reset_point_distribution
+from dtune.models.policy import TrainablePolicy
+
+
+def draw_points(
+    policy: TrainablePolicy, episodes: Episodes, count: int, each: int, generator: torch.Generator, *, active: bool
+) -> tuple[Int64[Tensor, "count"], Int64[Tensor, "count each"]]:
+    """Draws `count` episodes in proportion to their length, with replacement, and `each` steps on every one.
+
+    Args:
+        policy: whose variance is asked for; in evaluation mode.
+        episodes: to draw from, at least one.
+        count: draws of an episode.
+        each: steps a draw, without replacement where the episode has as many.
+        generator: draws both.
+        active: prefer steps at which the policy's variance is high (Sec. 3.2); otherwise any step.
+
+    Returns:
+        The episode of each draw, and its steps.
+    """
+    rows = torch.multinomial(episodes.lengths.float(), count, replacement=True, generator=generator)
+    variance = torch.zeros(*episodes.steps.mask.shape, policy.action_dim)
+    if active:
+        variance = _variance(policy, episodes, rows)
+    probabilities = reset_point_distribution(variance[rows], episodes.steps.mask[rows])
+    return rows, draw_steps(probabilities, each, generator)
+
+
+@torch.no_grad()
+def _variance(policy: TrainablePolicy, episodes: Episodes, rows: Int64[Tensor, "drawn"]) -> Float[Tensor, "..."]:
+    """The present policy's variance at every step of the drawn episodes, `[episodes, time, action]`; 0 elsewhere."""
+    mask = episodes.steps.mask
+    variance = torch.zeros(*mask.shape, policy.action_dim)
+    drawn = torch.zeros(len(mask), dtype=torch.bool)
+    drawn[rows] = True
+    row, step = (mask & drawn[:, None]).nonzero(as_tuple=True)
+    before = torch.arange(1 - policy.context_length, 1) + step[:, None]
+    variance[row, step] = policy(episodes.steps.gather(row, before))[:, -1].std.square()
+    return variance
