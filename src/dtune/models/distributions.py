@@ -50,6 +50,15 @@ class TanhNormal:
         """u = μ + σε for standard normal noise ε; differentiable in μ and σ."""
         return self.mean + self.std * noise
 
+    def perturbed_raw(self, noise: Float[Tensor, "*batch action"], *, std: float) -> Float[Tensor, "*batch action"]:
+        """u of clip(tanh(μ) + sε, ±1): the mode, shaken after squashing, as deterministic policies explore (TD3).
+
+        Args:
+            noise: ε, standard normal.
+            std: s, in units of actions, which lie in [-1, 1].
+        """
+        return unsquash(self.mode + std * noise)
+
     def base_log_prob(self, raw: Float[Tensor, "*batch action"]) -> Float[Tensor, "*batch"]:
         """log N(u; μ, σ²): the density of the *raw* action, for importance ratios.
 
