@@ -10,8 +10,11 @@ from pointmass import PointMass, TinyPolicy
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.iql import IQL, IQLConfig, make_policy
 from dtune.algorithms.odt import ODT, ODTConfig
+from dtune.algorithms.odt_td3 import ODTTD3, ODTTD3Config
 from dtune.algorithms.ppo import PPO, PPOConfig
+from dtune.algorithms.q_guided import QGuidedConfig, QGuidedGRPO
 from dtune.algorithms.supervised import Supervised, SupervisedConfig
+from dtune.algorithms.td3 import CriticConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
@@ -96,6 +99,48 @@ def iql(context_length: int = 1, *, seed: int = 0, **changes: Any) -> IQL:
     return IQL(make_policy(config, 2, 2, seeded(seed)), config, walks_home(), generator)
 
 
+CRITIC = CriticConfig(width=32, learning_rate=3e-3, gamma=0.9, polyak=0.02, offline_updates=200)
+
+
+def q_guided(
+    context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any
+) -> QGuidedGRPO:
+    config = QGuidedConfig(
+        return_to_go=GOAL,
+        context_length=context_length,
+        episodes_per_iteration=4,
+        replay_capacity=16,
+        action_capacity=512,
+        batch_size=128,
+        critic=CRITIC,
+        critic_updates=20,
+        critic_batch_size=64,
+        critic_replay_capacity=64,
+        update=replace(
+            UpdateConfig(ratio="token", optimizer="adamw", learning_rate=3e-3, entropy_coef=1e-3), **(update or {})
+        ),
+    )
+    return QGuidedGRPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+
+
+def odt_td3(context_length: int = 1, *, seed: int = 0, **changes: Any) -> ODTTD3:
+    config = ODTTD3Config(
+        return_to_go=GOAL,
+        context_length=context_length,
+        window_length=context_length,
+        episodes_per_iteration=2,
+        replay_capacity=32,
+        updates_per_iteration=20,
+        batch_size=32,
+        optimizer="adamw",
+        learning_rate=3e-3,
+        warmup_updates=10,
+        warmup_begin=0,
+        critic=CRITIC,
+    )
+    return ODTTD3(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+
+
 @dataclass(frozen=True)
 class Learner:
     """An algorithm for the battery."""
@@ -124,6 +169,8 @@ LEARNERS = {
     "supervised": Learner(supervised, 5),
     "odt": Learner(odt, 5, {"episodes_per_iteration": 240}, "update"),
     "iql": Learner(iql, 8, {"episodes_at_once": 240, "min_steps": 1}, constrained=False, remembers=False),
+    "q_guided": Learner(q_guided, 9, {"episodes_per_iteration": 240}, "update"),
+    "odt_td3": Learner(odt_td3, 8, {"episodes_per_iteration": 240}, constrained=False),
 }
 
 

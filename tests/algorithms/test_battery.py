@@ -12,7 +12,11 @@ from dtune.algorithms.iql import IQLConfig
 from dtune.algorithms.odt import ODTConfig
 from dtune.algorithms.ppo import PPOConfig
 from dtune.algorithms.pretrained import PretrainedConfig
+from dtune.algorithms.odt_td3 import ODTTD3Config
+from dtune.algorithms.ppo import PPOConfig
+from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
+from dtune.algorithms.td3 import CriticConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.errors import ConfigError, DtuneError
 from dtune.experiments import checkpoint
@@ -193,6 +197,55 @@ NUMBERS = [
     (IQLConfig, "min_steps", 0),
     (IQLConfig, "reward_scaling", "some"),
     (IQLConfig, "reward_shift", math.nan),
+    (QGuidedConfig, "context_length", 0),
+    (QGuidedConfig, "episodes_per_iteration", 0),
+    (QGuidedConfig, "replay_capacity", 0),
+    (QGuidedConfig, "state_trajectories", 0),
+    (QGuidedConfig, "states", 0),
+    (QGuidedConfig, "action_capacity", 0),
+    (QGuidedConfig, "batch_size", 0),
+    (QGuidedConfig, "passes", 0),
+    (QGuidedConfig, "critic_updates", 0),
+    (QGuidedConfig, "critic_batch_size", 0),
+    (QGuidedConfig, "critic_replay_capacity", 0),
+    (QGuidedConfig, "group_size", 1),
+    (QGuidedConfig, "return_margin", -0.5),
+    (QGuidedConfig, "return_margin", math.nan),
+    (QGuidedConfig, "state_selection", "actve"),
+    (QGuidedConfig, "value", "mean"),
+    (QGuidedConfig, "advantage_scale", "all"),
+    (QGuidedConfig, "critic_returns_to_go", "achieved"),
+    (ODTTD3Config, "context_length", 0),
+    (ODTTD3Config, "window_length", 0),
+    (ODTTD3Config, "episodes_per_iteration", 0),
+    (ODTTD3Config, "steps_per_iteration", 0),
+    (ODTTD3Config, "replay_capacity", 0),
+    (ODTTD3Config, "updates_per_iteration", 0),
+    (ODTTD3Config, "batch_size", 0),
+    (ODTTD3Config, "learning_rate", 0.0),
+    (ODTTD3Config, "grad_norm_clip", math.nan),
+    (ODTTD3Config, "entropy_coef", 0.0),
+    (ODTTD3Config, "exploration_noise", -0.1),
+    (ODTTD3Config, "rl_coef", math.nan),
+    (ODTTD3Config, "supervised_coef", -1.0),
+    (ODTTD3Config, "warmup_updates", -1),
+    (ODTTD3Config, "warmup_begin", -1),
+    (ODTTD3Config, "weight_decay", -1e-4),
+    (ODTTD3Config, "entropy_coef_learning_rate", -1e-4),
+    (ODTTD3Config, "optimizer", "lmb"),
+    (CriticConfig, "width", 0),
+    (CriticConfig, "learning_rate", math.nan),
+    (CriticConfig, "weight_decay", -0.01),
+    (CriticConfig, "gamma", 1.01),
+    (CriticConfig, "gamma", math.nan),
+    (CriticConfig, "polyak", 0.0),
+    (CriticConfig, "polyak", 1.5),
+    (CriticConfig, "policy_interval", 0),
+    (CriticConfig, "smoothing_std", -0.2),
+    (CriticConfig, "smoothing_limit", math.nan),
+    (CriticConfig, "reward_scale", 0.0),
+    (CriticConfig, "reward_shift", math.inf),
+    (CriticConfig, "offline_updates", -1),
     (SupervisedConfig, "context_length", 0),
     (SupervisedConfig, "batch_size", 0),
     (SupervisedConfig, "updates_per_iteration", 0),
@@ -225,7 +278,7 @@ NUMBERS = [
     ("config", "name", "value"), NUMBERS, ids=[f"{c.__name__}-{name}={value}" for c, name, value in NUMBERS]
 )
 def test_refuses_settings_that_make_no_sense(config, name, value):
-    needed = {} if config in (SupervisedConfig, UpdateConfig) else {"return_to_go": 1.0}
+    needed = {} if config in (CriticConfig, SupervisedConfig, UpdateConfig) else {"return_to_go": 1.0}
     sensible = config(**needed)
     object.__setattr__(sensible, name, value)  # the tests' type checker would refuse some values before us
     with pytest.raises(ConfigError) as refusal:
@@ -235,6 +288,12 @@ def test_refuses_settings_that_make_no_sense(config, name, value):
     assert str(value) in sentence
     assert len(sentence.split()) >= 6
     assert isinstance(refusal.value, DtuneError)
+
+
+@pytest.mark.parametrize("config", [GRPOConfig, QGuidedConfig])
+def test_mirrored_members_come_in_pairs(config):
+    with pytest.raises(ConfigError, match=r"group_size must be even, got 5"):
+        config(return_to_go=1.0, group_size=5, mirrored=True)
 
 
 def test_ppo_refuses_ratios_of_sequences():
