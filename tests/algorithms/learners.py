@@ -123,19 +123,14 @@ def q_guided(
     return QGuidedGRPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
 
 
-def odt_td3(context_length: int = 1, *, seed: int = 0, **changes: Any) -> ODTTD3:
+def odt_td3(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> ODTTD3:
     config = ODTTD3Config(
         return_to_go=GOAL,
         context_length=context_length,
-        window_length=context_length,
         episodes_per_iteration=2,
         replay_capacity=32,
-        updates_per_iteration=20,
-        batch_size=32,
-        optimizer="adamw",
-        learning_rate=3e-3,
-        warmup_updates=10,
-        warmup_begin=0,
+        pretraining_updates=0,
+        update=replace(supervised(context_length).config, **(update or {})),
         critic=CRITIC,
     )
     return ODTTD3(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
@@ -170,7 +165,7 @@ LEARNERS = {
     "odt": Learner(odt, 5, {"episodes_per_iteration": 240}, "update"),
     "iql": Learner(iql, 8, {"episodes_at_once": 240, "min_steps": 1}, constrained=False, remembers=False),
     "q_guided": Learner(q_guided, 9, {"episodes_per_iteration": 240}, "update"),
-    "odt_td3": Learner(odt_td3, 8, {"episodes_per_iteration": 240}, constrained=False),
+    "odt_td3": Learner(odt_td3, 8, {"episodes_per_iteration": 240}, "update", constrained=False),
 }
 
 

@@ -20,7 +20,7 @@ from dtune.algorithms.points import draw_points
 from dtune.algorithms.td3 import CriticConfig, TD3Critic
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.data.buffers import Fifo
-from dtune.data.datasets import Dataset, recorded
+from dtune.data.datasets import Dataset, drop_lowest_return, recorded
 from dtune.data.steps import Steps
 from dtune.data.trajectories import TrajectoryReplay
 from dtune.data.transitions import asked_returns_to_go, sample_transitions
@@ -125,12 +125,12 @@ class QGuidedGRPO:
         dataset: Dataset,
         generator: torch.Generator | None = None,
     ):
-        self.policy, self.config, self.dataset = policy, config, dataset
+        self.policy, self.config, self.dataset = policy, config, drop_lowest_return(dataset)
         policy.context_length = config.context_length
         self.generator = generator or torch.Generator().manual_seed(0)
         self.update = ClippedUpdate(policy, config.update)
         self.critic = TD3Critic(policy, config.critic, dataset, self.generator)
-        self.transitions = TrajectoryReplay(config.critic_replay_capacity, dataset)
+        self.transitions = TrajectoryReplay(config.critic_replay_capacity, self.dataset)
         self.replay, self.buffer = Fifo(config.replay_capacity), Fifo(config.action_capacity)
         self.iteration = 0
         self.metrics = Metrics()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.update import EntropyDual, OptimizerName, make_optimizer
@@ -96,8 +97,24 @@ class SupervisedUpdate:
             distribution = self.policy(windows)
         log_likelihood = masked_mean(distribution.log_prob(windows.raw_actions), windows.mask)
         entropy = masked_mean(distribution.entropy(noise), windows.mask)
+        metrics = self.climb(log_likelihood + self.entropy_dual.coef * entropy)
+        self.entropy_dual.step(entropy)
+        return {
+            "train/negative_log_likelihood": -log_likelihood.item(),
+            "train/entropy": entropy.item(),
+            "train/entropy_target": self.entropy_dual.target,
+            "train/entropy_coef": self.entropy_dual.coef,
+            **metrics,
+        }
+
+    def climb(self, objective: Float[Tensor, ""]) -> dict[str, float]:
+        """One gradient step uphill on `objective`, clipped, at the rate of the warm-up.
+
+        Raises:
+            NumericError: if the gradient is not finite; nothing has been changed then.
+        """
         self.optimizer.zero_grad()
-        (-log_likelihood - self.entropy_dual.coef * entropy).backward()
+        (-objective).backward()
         norm = nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.grad_norm_clip)
         if not torch.isfinite(norm):
             raise NumericError(
@@ -107,16 +124,8 @@ class SupervisedUpdate:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        self.entropy_dual.step(entropy)
         self.updates += 1
-        return {
-            "train/negative_log_likelihood": -log_likelihood.item(),
-            "train/entropy": entropy.item(),
-            "train/entropy_target": self.entropy_dual.target,
-            "train/entropy_coef": self.entropy_dual.coef,
-            "train/grad_norm": norm.item(),
-            "train/learning_rate": rate,
-        }
+        return {"train/grad_norm": norm.item(), "train/learning_rate": rate}
 
     def state_dict(self) -> dict[str, Any]:
         """All but the policy itself."""
