@@ -203,3 +203,10 @@ def test_kl_pulls_back_towards_the_reference():
     TanhNormal(mean, std).kl(TanhNormal(torch.zeros(1), torch.full((1,), 0.5))).backward()
     assert mean.grad.item() == pytest.approx(1 / 0.25)  # (μ - μ') / σ'²
     assert std.grad.item() == pytest.approx(2 / 0.25 - 1 / 2)  # σ / σ'² - 1 / σ
+
+
+def test_the_mode_is_shaken_after_squashing():
+    mean, noise = torch.tensor([[0.3, 4.0], [-4.0, 0.0]]), torch.tensor([[1.0, 2.0], [-9.0, 0.0]])
+    actions = TanhNormal(mean, torch.ones_like(mean)).perturbed_raw(noise, std=0.1).tanh()
+    assert actions.allclose((mean.tanh() + 0.1 * noise).clamp(-1, 1), atol=2e-6)
+    assert actions.atanh().isfinite().all()
