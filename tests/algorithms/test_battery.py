@@ -10,10 +10,9 @@ from pointmass import PointMass
 from dtune.algorithms.grpo import GRPOConfig
 from dtune.algorithms.iql import IQLConfig
 from dtune.algorithms.odt import ODTConfig
-from dtune.algorithms.ppo import PPOConfig
-from dtune.algorithms.pretrained import PretrainedConfig
 from dtune.algorithms.odt_td3 import ODTTD3Config
 from dtune.algorithms.ppo import PPOConfig
+from dtune.algorithms.pretrained import PretrainedConfig
 from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.algorithms.td3 import CriticConfig

@@ -13,12 +13,14 @@ import tyro
 from dtune.algorithms.grpo import GRPOConfig
 from dtune.algorithms.iql import IQLConfig
 from dtune.algorithms.odt import ODTConfig
+from dtune.algorithms.odt_td3 import ODTTD3Config
 from dtune.algorithms.ppo import PPOConfig
 from dtune.algorithms.pretrained import PretrainedConfig
+from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.errors import ConfigError
-from dtune.experiments import baselines
+from dtune.experiments import baselines, guided
 
 Scale = Literal["paper", "small"]
 
@@ -76,7 +78,7 @@ class FinetuneConfig:
     """Of the one generator everything random is drawn from."""
     iterations: int = 500
     """Iterations of the algorithm, T."""
-    algorithm: GRPOConfig | PPOConfig | ODTConfig | IQLConfig | PretrainedConfig
+    algorithm: GRPOConfig | PPOConfig | QGuidedConfig | ODTConfig | ODTTD3Config | IQLConfig | PretrainedConfig
     """Which method, and its hyperparameters."""
     evaluate_every: int = 10
     """Iterations between evaluations; the last iteration is always evaluated."""
@@ -233,7 +235,15 @@ METHODS = {
         paper=lambda dataset: TABLE_6[dataset][1], small=_small_grpo, small_iterations=440, small_threads=2
     ),
     "ppo": Method(paper=lambda dataset: TABLE_7[dataset][1], small=_small_ppo, small_iterations=400),
+    "q_guided": Method(
+        paper=lambda dataset: guided.q_guided(dataset, TABLE_6[dataset][1]),
+        small=guided.small_q_guided,
+        small_iterations=200,
+    ),
     "odt": Method(paper=baselines.odt, small=lambda config, _: _small_odt(config), small_iterations=150),
+    "odt_td3": Method(
+        paper=guided.odt_td3, small=lambda config, _: guided.small_odt_td3(config, _small_odt), small_iterations=100
+    ),
     "iql": Method(paper=baselines.iql, small=lambda config, _: baselines.small_iql(config), small_iterations=100),
     "dt": Method(paper=baselines.pretrained, small=lambda config, _: config, iterations=0, small_iterations=0),
 }

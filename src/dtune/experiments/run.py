@@ -11,8 +11,10 @@ import torch
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.iql import IQL, IQLConfig, make_policy
 from dtune.algorithms.odt import ODT, ODTConfig
+from dtune.algorithms.odt_td3 import ODTTD3, ODTTD3Config
 from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.algorithms.pretrained import Pretrained, PretrainedConfig
+from dtune.algorithms.q_guided import QGuidedConfig, QGuidedGRPO
 from dtune.algorithms.supervised import Supervised
 from dtune.data.datasets import check_fits, drop_lowest_return
 from dtune.envs.simulator import Simulator
@@ -44,7 +46,9 @@ class Method:
 ALGORITHMS: dict[type, Method] = {
     GRPOConfig: Method(name="GRPO-DT", make=GRPO),
     PPOConfig: Method(name="PPO-DT", make=PPO),
+    QGuidedConfig: Method(name="Q-guided GRPO-DT", make=QGuidedGRPO, offline=True),
     ODTConfig: Method(name="ODT", make=ODT, offline=True),
+    ODTTD3Config: Method(name="ODT+TD3", make=ODTTD3, offline=True),
     IQLConfig: Method(name="IQL", make=IQL, offline=True, policy=make_policy),
     PretrainedConfig: Method(name="DT", make=Pretrained),
 }
