@@ -70,9 +70,9 @@ def q_guided(dataset: str, row: GRPOConfig) -> QGuidedConfig:
 
 
 def small_q_guided(config: QGuidedConfig, iterations: int) -> QGuidedConfig:
-    """Scale `small`: more episodes, fewer critic steps, and AdamW as in GRPO-DT's."""
+    """Scale `small`: more episodes, fewer critic steps; AdamW at a fifth of GRPO-DT's rate, as on the page."""
     update = replace(
-        config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=3e-5, decay_updates=16 * iterations,
+        config.update, optimizer="adamw", learning_rate=6e-5, final_learning_rate=6e-6, decay_updates=16 * iterations,
         entropy_coef=0.015,
     )  # fmt: skip
     return replace(
