@@ -63,7 +63,7 @@ def finetune(arguments: list[str]) -> None:
     if start is not None and command.data is not None and not learner.offline:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
     config = replace(presets.pretraining(dataset, chosen), threads=command.run.threads)
-    data = (command.data or run.find_data(config)) if learner.offline else None
+    data = (command.data or run.data_file(config)) if learner.offline else None
     if start is None and learner.policy is None:
         before = _pretrained(dataset, chosen, 0)
         try:

@@ -16,7 +16,7 @@ from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.algorithms.pretrained import Pretrained, PretrainedConfig
 from dtune.algorithms.q_guided import QGuidedConfig, QGuidedGRPO
 from dtune.algorithms.supervised import Supervised
-from dtune.data.datasets import check_fits, drop_lowest_return
+from dtune.data.datasets import Dataset, check_fits, drop_lowest_return
 from dtune.envs.simulator import Simulator
 from dtune.envs.sources import source
 from dtune.envs.tasks import make_simulator, task_info
@@ -104,6 +104,18 @@ def finetune(
         )
 
 
+def data_file(config: PretrainConfig) -> Path:
+    """The file a pretraining run reads where none is named; a random dataset is recorded if it is not there."""
+    return find(config.dataset, episodes=config.random_episodes, seed=config.seed, threads=config.threads)
+
+
+def _offline_data(name: str, path: Path) -> Dataset:
+    """The file at `path`, cut by the rule of the dataset called `name`, and found to fit its task."""
+    dataset, info = load_dataset(path, splitting=source(name).splitting), task_info(name)
+    check_fits(dataset, info.observation_dim, info.action_dim)
+    return dataset
+
+
 def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None = None) -> Rows:
     """Runs a pretraining preset in `directory`, or continues it there.
 
@@ -119,9 +131,8 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
     torch.set_num_threads(config.network_threads)
     with locked(directory):
         info = task_info(config.dataset)
-        path = data or find(config.dataset, episodes=config.random_episodes, seed=config.seed, threads=config.threads)
-        dataset = load_dataset(path, splitting=source(config.dataset).splitting)
-        check_fits(dataset, info.observation_dim, info.action_dim)
+        path = data or data_file(config)
+        dataset = _offline_data(config.dataset, path)
         generator = torch.Generator().manual_seed(config.seed)
         policy = DecisionTransformer(
             DecisionTransformerConfig(
@@ -160,8 +171,7 @@ def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path | None
         if method.offline:
             if data is None:
                 raise ConfigError(f"{method.name} goes on learning from the offline data: say where they are")
-            offline = {"dataset": read_hdf5(data)}
-            check_fits(offline["dataset"], network.config.observation_dim, network.config.action_dim)
+            offline = {"dataset": _offline_data(config.dataset, data)}
             start = data
         algorithm = method.make(network, config.algorithm, generator=generator, **offline)
         return _train(config, algorithm, directory, start, f"{method.name} {config.dataset}")
