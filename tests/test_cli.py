@@ -208,6 +208,18 @@ def test_options_reach_the_config(dtune, asked):
     assert (config.algorithm.learning_rate, config.algorithm.optimizer) == (0.01, "adamw")
 
 
+def test_methods_that_go_on_with_the_data_are_given_them(dtune, asked):
+    assert dtune("finetune", "odt/hopper-medium-v2", "--policy", "p", "--data", "d.hdf5").code == 0
+    assert dtune("finetune", "iql/hopper-medium-v2", "--data", "d.hdf5", "--algorithm.expectile", "0.8").code == 0
+    odt, iql = asked  # nothing is pretrained for either
+    assert odt[1:] == (Path("runs/odt/hopper-medium-v2/paper/seed0"), Path("p"), Path("d.hdf5"))
+    assert iql[1:] == (Path("runs/iql/hopper-medium-v2/paper/seed0"), None, Path("d.hdf5"))
+    assert iql[0].algorithm.expectile == 0.8
+    refused(dtune("finetune", "grpo/hopper-medium-v2", "--policy", "p", "--data", "d.hdf5"), 2, "leave out one of them")
+    refused(dtune("finetune", "iql/hopper-medium-v2"), 3, "hopper-medium-v2.hdf5", "--data")
+    assert len(asked) == 2
+
+
 def test_the_same_number_typed_is_no_other_setting(dtune, pretrained):
     """The preset's 7200 and the 7200 of the command line are one."""
     arguments = [*GRPO, "--policy", pretrained, "--out", "run"]

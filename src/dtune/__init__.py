@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dtune.algorithms.grpo import GRPO, GRPOConfig
+    from dtune.algorithms.iql import IQL, IQLConfig
+    from dtune.algorithms.odt import ODT, ODTConfig
     from dtune.algorithms.ppo import PPO, PPOConfig
     from dtune.algorithms.supervised import Supervised, SupervisedConfig
     from dtune.algorithms.update import UpdateConfig
@@ -24,6 +26,10 @@ _HOMES = {
     "GRPO": "dtune.algorithms.grpo",
     "GRPOConfig": "dtune.algorithms.grpo",
     "GymnasiumSimulator": "dtune.envs.gymnasium",
+    "IQL": "dtune.algorithms.iql",
+    "IQLConfig": "dtune.algorithms.iql",
+    "ODT": "dtune.algorithms.odt",
+    "ODTConfig": "dtune.algorithms.odt",
     "PPO": "dtune.algorithms.ppo",
     "PPOConfig": "dtune.algorithms.ppo",
     "Supervised": "dtune.algorithms.supervised",
@@ -46,6 +52,10 @@ __all__ = [  # noqa: RUF022  in the order of the table above
     "GRPO",
     "GRPOConfig",
     "GymnasiumSimulator",
+    "IQL",
+    "IQLConfig",
+    "ODT",
+    "ODTConfig",
     "PPO",
     "PPOConfig",
     "Supervised",

@@ -82,8 +82,7 @@ def odt(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None
     config = ODTConfig(
         return_to_go=GOAL,
         context_length=context_length,
-        episodes_per_iteration=2,
-        replay_capacity=20,
+        replay_capacity=32,
         pretraining_updates=0,
         update=replace(supervised(context_length).config, **(update or {})),
     )
@@ -93,7 +92,7 @@ def odt(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None
 def iql(context_length: int = 1, *, seed: int = 0, **changes: Any) -> IQL:
     config = IQLConfig(
         learning_rate=3e-3, gamma=0.9, polyak=0.05, batch_size=32, width=32, replay_capacity=10_000,
-        pretraining_updates=0, min_steps=40,
+        pretraining_updates=0, min_steps=40, reward_scaling="none",
     )  # fmt: skip
     config, generator = replace(config, **changes), seeded(seed)
     return IQL(make_policy(config, 2, 2, seeded(seed)), config, walks_home(), generator)
@@ -162,8 +161,8 @@ LEARNERS = {
     "grpo": Learner(grpo, 20, {"episodes_per_iteration": 8, "reset_trajectories": 64}, "update"),
     "ppo": Learner(ppo, 18, {"episodes_per_iteration": 240}, "update"),
     "supervised": Learner(supervised, 5),
-    "odt": Learner(odt, 5, {"episodes_per_iteration": 240}, "update"),
-    "iql": Learner(iql, 8, {"episodes_at_once": 240, "min_steps": 1}, constrained=False, remembers=False),
+    "odt": Learner(odt, 8, {"episodes_per_iteration": 240}, "update"),
+    "iql": Learner(iql, 8, {"episodes_at_once": 240, "updates_per_step": 0}, constrained=False, remembers=False),
     "q_guided": Learner(q_guided, 9, {"episodes_per_iteration": 240}, "update"),
     "odt_td3": Learner(odt_td3, 8, {"episodes_per_iteration": 240}, "update", constrained=False),
 }

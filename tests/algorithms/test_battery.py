@@ -193,6 +193,7 @@ NUMBERS = [
     (IQLConfig, "pretraining_updates", -1),
     (IQLConfig, "updates_per_offline_iteration", 0),
     (IQLConfig, "episodes_at_once", 0),
+    (IQLConfig, "updates_per_step", -1),
     (IQLConfig, "min_steps", 0),
     (IQLConfig, "reward_scaling", "some"),
     (IQLConfig, "reward_shift", math.nan),

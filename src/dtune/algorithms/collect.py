@@ -34,8 +34,8 @@ def collect_dataset(
         generator: draws starts and exploration noise.
         return_to_go: return asked for at the start of each, in environment reward units.
         episodes: how many at least.
-        min_steps: steps that their sound ones have at least, together. What is missing is walked in as many
-            episodes at once as would need it if all were as long as the longest so far.
+        min_steps: steps that their sound ones have at least, together. What is missing is walked in rounds, of as
+            many episodes as would be needed if all were as long as the longest so far, doubling their number at most.
         act: how actions are drawn, see `Rollout.advance`.
 
     Returns:
@@ -54,7 +54,8 @@ def collect_dataset(
             metrics.count_episodes(*together)
             metrics.refuse_faults()
         missing = min_steps - int(together[0].lengths.sum())
-        count = math.ceil(missing / int(together[0].lengths.max())) if missing > 0 else 0
+        needed = math.ceil(missing / int(together[0].lengths.max())) if missing > 0 else 0
+        count = min(needed, len(together[0]))
     metrics.count_episodes(*together)
     return recorded(together[0].steps, together[0].terminated, "the run's own episodes")
 

@@ -69,13 +69,15 @@ class IQLConfig:
     """Of those, updates an iteration: only how often progress is recorded and saved depends on it."""
     episodes_at_once: int = 1
     """Episodes walked side by side, with an update for each of their steps. 1 is the original."""
+    updates_per_step: int = 1
+    """Updates behind each online step of the environment; 0 only collects."""
     min_steps: int = 1000
     """Environment steps an iteration, at least: it ends with the episode that reaches them."""
 
     def __post_init__(self) -> None:
         for name, least in (
             ("batch_size", 1), ("width", 1), ("replay_capacity", 1), ("pretraining_updates", 0),
-            ("updates_per_offline_iteration", 1), ("episodes_at_once", 1), ("min_steps", 1),
+            ("updates_per_offline_iteration", 1), ("episodes_at_once", 1), ("updates_per_step", 0),("min_steps", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
@@ -169,7 +171,7 @@ class IQL:
                     "next_observations": rollout.observations[sound],
                 }
             )
-            self._learn(int(sound.sum()))
+            self._learn(self.config.updates_per_step * int(sound.sum()))
         rest = empty_steps(count, simulator.horizon - len(taken), simulator.observation_dim, simulator.action_dim)
         steps, snapshots = concatenate([*taken, rest], 1), torch.zeros(count, simulator.horizon, 0, dtype=torch.float64)
         episodes = Episodes(steps, snapshots, rollout.final_observations, rollout.terminated)

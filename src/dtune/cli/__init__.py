@@ -15,7 +15,7 @@ USAGE = """usage: dtune COMMAND ... [--debug]
 
   dtune demo                          make data, pretrain, finetune with GRPO-DT and PPO-DT, compare (10 minutes)
   dtune pretrain DATASET              fit a decision transformer to offline data
-  dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/hopper-medium-v2, …
+  dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/…, odt/…, iql/…; dt/… judges it
   dtune evaluate PATH                 judge the policy of a run folder or checkpoint
   dtune data list|show|make|download  the datasets: which are here, what is in one, and how to get one
   dtune check env ID                  say what is right and wrong with a Gymnasium environment, or a task
