@@ -100,7 +100,7 @@ def test_help_of_a_preset_lists_its_options_by_their_part(dtune, command, monkey
     monkeypatch.setenv("COLUMNS", "110")  # one column of options
     listed = dtune(command, "--help").out
     names = re.findall(r"^  (\S+)$", listed, re.MULTILINE)
-    assert len(names) == (9 if command == "pretrain" else 18)
+    assert len(names) == len(presets.TABLE_6) * (1 if command == "pretrain" else len(presets.METHODS))
     said = dtune(command, names[0], "--scale", "small", "--help")
     assert said.code == 0
     options = set(re.findall(r"--[\w.-]+", said.out))
@@ -233,10 +233,10 @@ def test_the_same_number_typed_is_no_other_setting(dtune, pretrained):
 
 def test_without_a_policy_pretraining_comes_first(dtune, asked):
     assert dtune("finetune", "grpo/hopper-medium-v2", "--scale", "small", "--data", "d", "--threads", "2").code == 0
-    (config, folder, data), (_, _, start) = asked
+    (config, folder, data), (_, _, start, offline) = asked
     assert config == type(config)(**{**vars(presets.pretraining("hopper-medium-v2", "small")), "threads": 2})
     assert (folder, data) == (Path("runs/pretrain/hopper-medium-v2/small/seed0"), Path("d"))
-    assert start == folder / "checkpoints" / "last"
+    assert (start, offline) == (folder / "checkpoints" / "last", None)
 
 
 def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):

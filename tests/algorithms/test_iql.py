@@ -155,6 +155,13 @@ def test_an_update_follows_each_step(updates_per_step):
     assert row["count/gradient_steps"] == updates_per_step * row["count/env_steps"] == algorithm.updates
 
 
+def test_walks_side_by_side_have_an_update_each():
+    algorithm, simulator = iql(episodes_at_once=5, min_steps=1), PointMass(box=1.05)
+    row = algorithm.iterate(simulator)
+    assert row["rollout/length"] < 20  # some ended sooner
+    assert row["count/gradient_steps"] == sum(simulator.stepped)
+
+
 def test_walks_until_there_are_enough_steps():
     algorithm = iql(updates_per_step=0, min_steps=21)
     assert algorithm.iterate(PointMass())["count/env_steps"] == 40

@@ -118,6 +118,10 @@ def test_walks_at_least_so_many_episodes_and_steps(episodes, min_steps, expected
     assert metrics.end()["count/env_steps"] == walked.steps == 20 * expected
 
 
+def test_an_iteration_walks_until_its_steps_suffice():
+    assert odt(min_steps=45).iterate(PointMass())["count/env_steps"] == 60
+
+
 def test_short_episodes_are_walked_until_their_steps_suffice():
     metrics, simulator = Metrics(), Witness(box=1.05)
     metrics.begin()

@@ -244,7 +244,7 @@ METHODS = {
     "odt_td3": Method(
         paper=guided.odt_td3, small=lambda config, _: guided.small_odt_td3(config, _small_odt), small_iterations=100
     ),
-    "iql": Method(paper=baselines.iql, small=lambda config, _: baselines.small_iql(config), small_iterations=100),
+    "iql": Method(paper=baselines.iql, small=lambda config, _: baselines.small_iql(config), small_iterations=80),
     "dt": Method(paper=baselines.pretrained, small=lambda config, _: config, iterations=0, small_iterations=0),
 }
 

@@ -149,11 +149,6 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
         return _train(config, algorithm, directory, path, f"pretrain {config.dataset}")
 
 
-def find_data(config: PretrainConfig) -> Path:
-    """The file of what a pretraining is on, see `loading.find`."""
-    return find(config.dataset, episodes=config.random_episodes, seed=config.seed, threads=config.threads)
-
-
 def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path | None, data: Path | None = None) -> Rows:
     """Runs a finetuning preset in `directory`, from the policy at `policy`, or continues it there.
 
