@@ -158,10 +158,12 @@ NUMBERS = [
     (GRPOConfig, "reset_selection", "actve"),
     (GRPOConfig, "reset_context", "none"),
     (GRPOConfig, "advantage_scale", "all"),
+    (GRPOConfig, "baseline", "median"),
     (GRPOConfig, "lookahead_noise", "common"),
     (PPOConfig, "context_length", 0),
     (PPOConfig, "episodes_per_iteration", -2),
     (PPOConfig, "replay_capacity", 0),
+    (PPOConfig, "window_length", 0),
     (PPOConfig, "updates_per_iteration", 0),
     (PPOConfig, "batch_size", 1),
     (PPOConfig, "gamma", 0.0),
@@ -251,6 +253,8 @@ NUMBERS = [
     (UpdateConfig, "learning_rate", -5e-5),
     (UpdateConfig, "learning_rate", math.nan),
     (UpdateConfig, "clip_range", 0.0),
+    (UpdateConfig, "clip_range_high", 0.0),
+    (UpdateConfig, "clip_range_high", math.nan),
     (UpdateConfig, "grad_norm_clip", 0.0),
     (UpdateConfig, "entropy_coef", 0.0),
     (UpdateConfig, "entropy_coef_learning_rate", -1e-4),
@@ -284,9 +288,3 @@ def test_refuses_settings_that_make_no_sense(config, name, value):
 def test_mirrored_members_come_in_pairs(config):
     with pytest.raises(ConfigError, match=r"group_size must be even, got 5"):
         config(return_to_go=1.0, group_size=5, mirrored=True)
-
-
-def test_ppo_refuses_ratios_of_sequences():
-    """Silently wrong otherwise: advantages an action against ratios a window would be paired all with all."""
-    with pytest.raises(ConfigError, match=r"update\.ratio.*'token'"):
-        PPOConfig(return_to_go=1.0, update=UpdateConfig())

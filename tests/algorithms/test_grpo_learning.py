@@ -37,6 +37,15 @@ def test_advantages_can_share_the_scale_of_all_groups():
     assert (expected - standardised(returns)).abs().max() > 0.1
 
 
+def test_advantages_can_be_undivided_and_against_the_others():
+    algorithm, simulator = grpo(advantage_scale="none", baseline="leave_one_out"), Witness(box=1.3)
+    algorithm.iterate(simulator)
+    returns = returns_seen(simulator, algorithm.config.gamma)
+    others = (returns.sum(1, keepdim=True) - returns) / (returns.shape[1] - 1)
+    got = groups(algorithm.buffer.rows["advantages"])
+    torch.testing.assert_close(got, (returns - others).float(), atol=1e-4, rtol=1e-4)
+
+
 def test_only_the_sub_trajectory_is_optimised():
     algorithm, simulator = grpo(), Witness(box=1.3)
     algorithm.iterate(simulator)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from learners import GOAL, Witness, ppo, spied
+from learners import GOAL, Witness, mean_return, ppo, spied
 from pointmass import PointMass
 
 from dtune.errors import NumericError
@@ -111,6 +111,34 @@ def test_ratios_are_one_in_the_first_update(context_length):
     assert first["train/clip_fraction"] == 0
     later = seen[8].metrics  # half of it is an iteration old
     assert later["train/ratio_max"] > 1.05
+
+
+@pytest.mark.parametrize("ratio", ["sequence", "geometric"])
+@both_contexts
+def test_ratios_of_windows_have_the_mean_advantage_of_their_actions(context_length, ratio):
+    length = 4
+    token = ppo(context_length, window_length=length, updates_per_iteration=1)
+    window = ppo(context_length, window_length=length, updates_per_iteration=1, update={"ratio": ratio})
+    batches = []
+    for algorithm in (token, window):
+        seen = spied(algorithm)
+        row = algorithm.iterate(Witness(box=0.9))
+        assert row["train/fresh_ratio_error"] <= 1e-5
+        batches.append(seen[0])
+    theirs, ours = batches
+    assert theirs.steps.mask.equal(ours.steps.mask)  # the same windows
+    mask = ours.own(context_length).mask
+    assert mask.shape == (64, length)
+    assert not mask.all()
+    mean = torch.stack([row[real].mean() for row, real in zip(theirs.advantages, mask)])
+    torch.testing.assert_close(ours.advantages, (mean - mean.mean()) / mean.std(), atol=1e-4, rtol=1e-4)
+
+
+def test_ppo_learns_by_ratios_of_windows():
+    algorithm, simulator = ppo(3, window_length=3, seed=1, update={"ratio": "sequence"}), PointMass()
+    for _ in range(18):
+        algorithm.iterate(simulator)
+    assert mean_return(algorithm.policy) > -6
 
 
 def test_only_the_first_update_vouches_for_fresh_ratios():

@@ -41,6 +41,18 @@ def test_the_level_of_the_ratio(level):
     assert metrics["train/clip_fraction"] == pytest.approx(sum(outside) / len(outside))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_upper_clip_may_be_its_own(level):
+    policy = Constant()
+    update = ClippedUpdate(policy, config(ratio=level, clip_range=0.2, clip_range_high=0.5))
+    steps = acted(policy, rows=3, time=1)
+    log_ratios = torch.tensor([[1.4], [1.6], [0.7]]).log()
+    steps = replace(steps, log_probs=steps.log_probs - log_ratios)
+    metrics = update.step(steps, torch.tensor([1.0, 1.0, -1.0]), seeded())
+    assert metrics["train/surrogate"] == pytest.approx((1.4 + 1.5 - 0.8) / 3, abs=1e-5)
+    assert metrics["train/clip_fraction"] == pytest.approx(2 / 3)
+
+
 def test_token_ratios_take_an_advantage_an_action():
     policy = Constant()
     update = ClippedUpdate(policy, config(ratio="token"))

@@ -87,6 +87,21 @@ def test_group_advantages_on_the_scale_of_the_batch_by_hand():
     torch.testing.assert_close(group_advantages(broken, valid=valid, scale="batch"), expected)
 
 
+def test_group_advantages_divided_by_nothing_stay_in_reward_units():
+    returns = torch.tensor([[1.0, 2.0, 6.0], [0.0, 10.0, 20.0], [0.1, 0.1, 0.1]], dtype=torch.float64)
+    assert group_advantages(returns, scale="none").tolist() == [[-2, -1, 3], [-10, 0, 10], [0, 0, 0]]
+
+
+def test_leave_one_out_compares_each_with_the_others():
+    """1 - (2 + 6)/2, 2 - (1 + 6)/2, 6 - (1 + 2)/2; where one member is left out, the two others with each other."""
+    returns = torch.tensor([[1.0, 2.0, 6.0], [1.0, NAN, 6.0]], dtype=torch.float64)
+    valid = ~returns.isnan()
+    got = group_advantages(returns, valid=valid, scale="none", baseline="leave_one_out")
+    assert got.tolist() == [[-3, -1.5, 4.5], [-5, 0, 5]]
+    deviations = torch.tensor([[7.0**0.5], [12.5**0.5]], dtype=torch.float64)  # of the members, as without it
+    torch.testing.assert_close(group_advantages(returns, valid=valid, baseline="leave_one_out"), got / deviations)
+
+
 def test_group_advantages_use_the_unbiased_standard_deviation():
     returns = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     advantages = group_advantages(returns)
@@ -146,6 +161,8 @@ def test_invalid_members_count_in_nothing_though_finite():
 def test_fewer_than_two_valid_members_have_no_advantage(valid):
     returns = torch.tensor([[4.0, NAN, NAN]], dtype=torch.float64)
     assert group_advantages(returns, valid=torch.tensor([valid])).tolist() == [[0, 0, 0]]
+    alone = group_advantages(returns, valid=torch.tensor([valid]), scale="none", baseline="leave_one_out")
+    assert alone.tolist() == [[0, 0, 0]]
 
 
 # margin

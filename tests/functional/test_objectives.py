@@ -100,6 +100,22 @@ def test_clipping_stops_the_gradient_only_where_it_would_overshoot(ratio, advant
     assert ratios.grad.item() == pytest.approx(slope)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        (1.25, 2.0, 2.5, 2.0),  # beyond ε but not beyond ε'
+        (1.5, 2.0, 2.6, 0.0),
+        (0.75, -2.0, -1.6, 0.0),  # the lower bound is still ε's
+    ],
+)
+def test_the_upper_clip_may_be_its_own(ratio, advantage, value, slope):
+    ratios = torch.tensor([ratio], requires_grad=True)
+    objective = clipped_surrogate(ratios, torch.tensor([advantage]), 0.2, 0.3)
+    objective.sum().backward()
+    assert objective.item() == pytest.approx(value)
+    assert ratios.grad.item() == pytest.approx(slope)
+
+
 def test_before_the_first_update_the_gradient_is_the_policy_gradient():
     log_probs = torch.tensor([[-1.0, -2.0, -3.0], [-1.0, 0.0, 0.0]], requires_grad=True)
     ratio = sequence_ratio(log_probs, log_probs.detach(), UNEQUAL)
@@ -124,6 +140,8 @@ def test_clip_fraction_counts_both_sides_among_real_entries():
     ratio = torch.tensor([[0.5, 1.0, 1.5, 1.19], [0.81, 1.3, 9.0, NAN]])
     mask = torch.tensor([[True, True, True, True], [True, True, False, False]])
     assert clip_fraction(ratio, 0.2, mask).item() == pytest.approx(3 / 6)
+    assert clip_fraction(ratio, 0.2, mask, 0.4).item() == pytest.approx(2 / 6)
+    assert clip_fraction(ratio, 0.6, mask, 0.4).item() == pytest.approx(1 / 6)
 
 
 def test_masked_mean_counts_each_real_step_once():

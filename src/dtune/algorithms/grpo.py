@@ -26,6 +26,7 @@ from dtune.envs.simulator import Restorable
 from dtune.errors import ConfigError
 from dtune.functional.advantages import (
     AdvantageScale,
+    Baseline,
     discounted_return,
     group_advantages,
     outside_margin,
@@ -74,7 +75,11 @@ class GRPOConfig:
     """Members whose return is this close to their group's mean are dropped, Δ_r, in reward units."""
     advantage_scale: AdvantageScale = "group"
     """What a member's distance from its group's mean is divided by: the deviation of its group (Eq. 2), or that of
-    all of the iteration's groups together, so that groups in which more is at stake count for more."""
+    all of the iteration's groups together, so that groups in which more is at stake count for more; or nothing
+    ("none", as Dr. GRPO does): advantages are then in reward units, and the learning rate has to fit them."""
+    baseline: Baseline = "mean"
+    """What a member is compared with: the mean of its group, itself included (Eq. 2), or that of the others (RLOO),
+    which makes every advantage G/(G-1) times as large."""
     relabel: bool = False
     """Train on the returns achieved instead of those asked for: the mistake of Sec. 3.1, kept for Fig. 1."""
     subtrajectory_capacity: int = 2048
@@ -104,7 +109,9 @@ class GRPOConfig:
         if self.mirrored and self.group_size % 2:
             raise ConfigError(f"mirrored members come in pairs: group_size must be even, got {self.group_size}")
         if self.advantage_scale not in get_args(AdvantageScale):
-            raise ConfigError(f'advantage_scale must be "group" or "batch", got {self.advantage_scale!r}')
+            raise ConfigError(f'advantage_scale must be "group", "batch" or "none", got {self.advantage_scale!r}')
+        if self.baseline not in get_args(Baseline):
+            raise ConfigError(f'baseline must be "mean" or "leave_one_out", got {self.baseline!r}')
         if self.reset_context not in ("fresh", "parent"):
             raise ConfigError(f'reset_context must be "fresh" or "parent", got {self.reset_context!r}')
         counts = (
@@ -141,8 +148,11 @@ class GRPO:
         episodes = Episodes.from_rows(self.replay.rows)
         points = self._choose_reset_points(episodes)  # 3, 4, 5
         members, returns, valid = self._grow_groups(simulator, points)  # 6
-        advantages = group_advantages(returns, valid=valid, scale=self.config.advantage_scale).float()  # 7
-        self._remember(members, advantages, outside_margin(returns, self.config.return_margin, valid=valid))  # 8
+        scale, baseline = self.config.advantage_scale, self.config.baseline
+        advantages = group_advantages(returns, valid=valid, scale=scale, baseline=baseline)  # 7
+        self._remember(
+            members, advantages.float(), outside_margin(returns, self.config.return_margin, valid=valid)
+        )  # 8
         self._optimise()  # 9
         self.iteration += 1
         self.update.end_iteration(self.iteration)

@@ -27,7 +27,10 @@ class PPOConfig:
     return_to_go: float
     """Return asked for at the start of an episode, g_online, in environment reward units."""
     context_length: int = 1
-    """Steps of history the policy reads while finetuned, c_online; also the length of the windows trained on."""
+    """Steps of history the policy reads while finetuned, c_online."""
+    window_length: int | None = None
+    """Actions in a training window, c_train, each with a history of its own; None: `context_length`. Beyond the
+    context it matters for `update.ratio="sequence"`, whose ratio is the product over a window."""
     episodes_per_iteration: int = 8
     """Full trajectories collected each iteration, K_PPO."""
     replay_capacity: int = 32
@@ -53,12 +56,17 @@ class PPOConfig:
     value_scale: float = 1.0
     """Reward units one output of the value network stands for."""
     update: UpdateConfig = field(default_factory=lambda: UpdateConfig(ratio="token", entropy_coef=0.02))
-    """How the policy is moved."""
+    """How the policy is moved. Eq. 5 has a ratio an action ("token"); with "sequence" or "geometric", one a window,
+    the window's advantage is the mean over its actions."""
 
     def __post_init__(self) -> None:
         for name in ("context_length", "episodes_per_iteration", "replay_capacity", "updates_per_iteration"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.window_length is not None and self.window_length < 1:
+            raise ConfigError(
+                f"window_length must be at least 1, got {self.window_length}: leave it out to use c_online"
+            )
         if self.batch_size < 2:
             raise ConfigError(f"batch_size must be at least 2 to normalise advantages over, got {self.batch_size}")
         if not (0 < self.gamma <= 1 and 0 <= self.gae_lambda <= 1):
@@ -66,11 +74,6 @@ class PPOConfig:
         for name in ("value_learning_rate", "value_width", "value_scale"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
-        if self.update.ratio != "token":
-            raise ConfigError(
-                "PPO-DT has an advantage an action and needs a ratio an action: update.ratio must be 'token', got"
-                f" {self.update.ratio!r}"
-            )
 
 
 class PPO:
@@ -162,12 +165,16 @@ class PPO:
         """One gradient step of the policy (Eq. 5) and one of the value network (Eq. 6)."""
         assert self.value is not None
         context = self.policy.context_length
-        before = torch.arange(2 - 2 * context, 1) + step[:, None]  # history, then a window of `context` actions
+        length = self.config.window_length or context
+        before = torch.arange(2 - context - length, 1) + step[:, None]  # history, then a window of `length` actions
         steps = episodes.steps.gather(row, before)
         own = steps.slice_time(context - 1)
         index = before[:, context - 1 :].clamp(min=0)
         weights, goals = advantages[row[:, None], index], targets[row[:, None], index]
-        chosen = weights[own.mask]
+        if self.config.update.ratio == "token":
+            chosen = weights[own.mask]
+        else:  # one ratio a window, and one advantage: the mean over its actions
+            chosen = weights = (weights * own.mask).sum(1) / own.mask.sum(1)
         weights = (weights - chosen.mean()) / (chosen.std() + 1e-8)
         fresh = self.replay.rows["iteration"][row] == self.iteration if unchanged else None
         metrics = self.update.step(steps, weights, self.generator, fresh)

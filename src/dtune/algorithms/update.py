@@ -50,6 +50,9 @@ class UpdateConfig:
     (what TRL and verl call "sequence"), or one ratio an action."""
     clip_range: float = 0.2
     """How far a ratio may leave 1 before its gradient stops, ε. Raising it lets older data count."""
+    clip_range_high: float | None = None
+    """The same upwards, where that differs ("clip higher"): raising it alone lets unlikely actions that turned out
+    well grow, and keeps entropy up. None: `clip_range`."""
     kl_coef: float = 1e-3
     """Weight of KL(π ‖ reference), β, per step in nats. Raising it slows the policy down."""
     reference_sync_interval: int = 4
@@ -65,6 +68,10 @@ class UpdateConfig:
         for name in ("learning_rate", "clip_range", "grad_norm_clip", "entropy_coef"):
             if not getattr(self, name) > 0:  # said so, NaN is refused as well
                 raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        if self.clip_range_high is not None and not self.clip_range_high > 0:
+            raise ConfigError(
+                f"clip_range_high must be above 0, got {self.clip_range_high}: leave it out to use clip_range"
+            )
         for name in ("decay_updates", "final_learning_rate", "weight_decay", "kl_coef", "entropy_coef_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
@@ -178,6 +185,7 @@ class ClippedUpdate:
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, float]]:
         """Eq. 3 or 5 without its entropy term; the mean entropy; metrics."""
         config, context = self.config, self.policy.context_length
+        low, high = config.clip_range, config.clip_range_high
         own = steps.slice_time(context - 1)
         mask, windows = own.mask, steps.windows(context)
         distribution = self.policy(windows)[:, -1]
@@ -190,17 +198,17 @@ class ClippedUpdate:
         if config.ratio == "token":
             ratio, counted = token_ratio(log_probs, own.log_probs), mask
             weights = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(ratio)
-            surrogate = masked_mean(clipped_surrogate(ratio, weights, config.clip_range), mask)
+            surrogate = masked_mean(clipped_surrogate(ratio, weights, low, high), mask)
         else:
             geometric = config.ratio == "geometric"
             ratio = sequence_ratio(log_probs, own.log_probs, mask, geometric_mean=geometric)
             counted = torch.ones_like(ratio, dtype=torch.bool)
-            surrogate = clipped_surrogate(ratio, advantages, config.clip_range).mean()
+            surrogate = clipped_surrogate(ratio, advantages, low, high).mean()
         metrics = {
             "train/surrogate": surrogate.item(),
             "train/ratio_mean": ratio[counted].mean().item(),
             "train/ratio_max": ratio[counted].max().item(),
-            "train/clip_fraction": clip_fraction(ratio, config.clip_range, counted).item(),
+            "train/clip_fraction": clip_fraction(ratio, low, counted, high).item(),
             "train/kl": kl.item(),
             "train/entropy": entropy.item(),
             "train/entropy_target": self.entropy_dual.target,

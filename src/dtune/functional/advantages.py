@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-AdvantageScale = Literal["group", "batch"]
+AdvantageScale = Literal["group", "batch", "none"]
+Baseline = Literal["mean", "leave_one_out"]
 
 EQUAL_RETURNS = 1e-6
 """A group whose standard deviation is at most this share of its largest |return| is a group of equal returns:
@@ -65,6 +66,7 @@ def group_advantages(
     valid: Bool[Tensor, "batch group"] | None = None,
     *,
     scale: AdvantageScale = "group",
+    baseline: Baseline = "mean",
 ) -> Float[Tensor, "batch group"]:
     """Standardises returns within each group (Eq. 2): Âᵢ = (Rᵢ - mean(R)) / std(R).
 
@@ -72,13 +74,16 @@ def group_advantages(
         returns: one return for each member of each group, in environment reward units.
         eps: added to the standard deviation.
         scale: divide by the deviation of the member's own group, as Eq. 2 does, or by that of all groups together,
-            pooled: then a group in which more is at stake counts for more.
+            pooled: then a group in which more is at stake counts for more. "none" divides by nothing (as Dr. GRPO
+            does) and leaves reward units.
+        baseline: "mean" of all members, as in Eq. 2, or the mean of the *others*, for which the gradient is unbiased
+            (RLOO): Rᵢ - mean(R₋ᵢ) = n/(n-1) · (Rᵢ - mean(R)), for n valid members.
         valid: False on members to leave out (a simulator that failed, say): they count in neither the mean
             nor the standard deviation, may be NaN, and get advantage 0. None where all members count.
 
     Returns:
-        Advantages, unitless, of mean 0 in every group. The standard deviation is the unbiased one. They are
-        exactly 0 in groups of equal returns (see `EQUAL_RETURNS`) and of fewer than two valid members.
+        Advantages, unitless (but for "none"), of mean 0 in every group. The standard deviation is the unbiased one.
+        They are exactly 0 in groups of equal returns (see `EQUAL_RETURNS`) and of fewer than two valid members.
 
     Raises:
         ValueError: if groups have fewer than two members, which leaves no baseline.
@@ -89,10 +94,16 @@ def group_advantages(
     centred, largest = _centre(returns, valid)
     # a group of one has no spread: 0 / 1 rather than 0 / 0
     std = (centred.square().sum(-1, keepdim=True) / (valid.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt()
-    spread = std
-    if scale == "batch":
-        spread = (centred.square().sum() / (valid.sum(-1) - 1).clamp(min=0).sum().clamp(min=1)).sqrt()
-    return (centred / (spread + eps)).masked_fill(std <= EQUAL_RETURNS * largest, 0)
+    advantages = centred
+    if scale == "group":
+        advantages = centred / (std + eps)
+    elif scale == "batch":
+        pooled = (centred.square().sum() / (valid.sum(-1) - 1).clamp(min=0).sum().clamp(min=1)).sqrt()
+        advantages = centred / (pooled + eps)
+    if baseline == "leave_one_out":
+        members = valid.sum(-1, keepdim=True)
+        advantages = advantages * members / (members - 1).clamp(min=1)
+    return advantages.masked_fill(std <= EQUAL_RETURNS * largest, 0)
 
 
 def outside_margin(

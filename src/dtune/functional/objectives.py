@@ -53,27 +53,37 @@ def clipped_surrogate(
     ratio: Float[Tensor, "*batch"],
     advantages: Float[Tensor, "*batch"],
     clip_range: float,
+    clip_range_high: float | None = None,
 ) -> Float[Tensor, "*batch"]:
-    """min(wÂ, clip(w, 1 - ε, 1 + ε)Â), elementwise; to be maximised (Eqs. 1, 3 and 5).
+    """min(wÂ, clip(w, 1 - ε, 1 + ε')Â), elementwise; to be maximised (Eqs. 1, 3 and 5, where ε' = ε).
 
-    The gradient stops only where a step would overshoot: above 1 + ε for a good action, below 1 - ε for a bad
+    The gradient stops only where a step would overshoot: above 1 + ε' for a good action, below 1 - ε for a bad
     one. For Â < 0 the value is unbounded below as w grows, as in the paper.
 
     Args:
         ratio: importance ratios w, of actions or of sequences.
         advantages: Â, unitless, in the same shape (a sequence's advantage is repeated for token ratios).
         clip_range: ε in (0, 1).
+        clip_range_high: ε' > 0, the upper bound's own; None: ε. Above ε ("clip higher") it lets unlikely actions
+            that turned out well grow further before their gradient stops.
     """
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    clipped = ratio.clamp(1 - clip_range, 1 + (clip_range if clip_range_high is None else clip_range_high))
     return (ratio * advantages).minimum(clipped * advantages)
 
 
-def clip_fraction(ratio: Float[Tensor, "*batch"], clip_range: float, mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """Share of the ratios outside [1 - ε, 1 + ε], among those where `mask` is True.
+def clip_fraction(
+    ratio: Float[Tensor, "*batch"],
+    clip_range: float,
+    mask: Bool[Tensor, "*batch"],
+    clip_range_high: float | None = None,
+) -> Float[Tensor, ""]:
+    """Share of the ratios outside [1 - ε, 1 + ε'], among those where `mask` is True; ε' = ε where None.
 
     Counts both sides whatever the advantage's sign, so it bounds from above the share without gradient.
     """
-    return masked_mean(((ratio - 1).abs() > clip_range).to(ratio.dtype), mask)
+    high = clip_range if clip_range_high is None else clip_range_high
+    outside = (ratio - 1 > high) | (1 - ratio > clip_range)
+    return masked_mean(outside.to(ratio.dtype), mask)
 
 
 def masked_mean(values: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
