@@ -266,6 +266,7 @@ def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
         (["finetune", "grpo/pen-human-v1"], ["'pen-human-v1'"]),
         (["pretrain", "hopper-medium-v2", "--scale", "medium"], ["--scale is paper or small", "'medium'"]),
         (["pretrain", "hopper-medium-v2", "--scale"], ["--scale"]),
+        (["pretrain", "hopper-medium-v2", "--architecture", "gpt"], ["--architecture is dt or reinformer", "'gpt'"]),
         (["pretrain", "hopper-medium-v2", "--dataset", "ant-medium-v2"], ["--dataset"]),
         (["finetune", "grpo/ant-medium-v2", "--group-size", "8"], ["perhaps you meant --algorithm.group-size"]),
         (["finetune", "grpo/ant-medium-v2", "--seed", "x"], ["--seed", "'x'", "grpo/ant-medium-v2 --help"]),

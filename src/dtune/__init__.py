@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dtune.experiments.policies import load_policy
     from dtune.experiments.run import evaluate, finetune
     from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+    from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 _HOMES = {
     "DecisionTransformer": "dtune.models.decision_transformer",
@@ -32,6 +33,8 @@ _HOMES = {
     "ODTConfig": "dtune.algorithms.odt",
     "PPO": "dtune.algorithms.ppo",
     "PPOConfig": "dtune.algorithms.ppo",
+    "Reinformer": "dtune.models.reinformer",
+    "ReinformerConfig": "dtune.models.reinformer",
     "Supervised": "dtune.algorithms.supervised",
     "SupervisedConfig": "dtune.algorithms.supervised",
     "UpdateConfig": "dtune.algorithms.update",
@@ -58,6 +61,8 @@ __all__ = [  # noqa: RUF022  in the order of the table above
     "ODTConfig",
     "PPO",
     "PPOConfig",
+    "Reinformer",
+    "ReinformerConfig",
     "Supervised",
     "SupervisedConfig",
     "UpdateConfig",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
 from dtune.envs.rollout import collect_episodes
 from dtune.experiments.encoding import encode
+from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 GOAL = -3.0
 """About what the best policy earns in an episode of 20 steps."""
@@ -29,7 +31,25 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def grpo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> GRPO:
+def reinformer(context_length: int, *, seed: int) -> Reinformer:
+    shape = ReinformerConfig(
+        observation_dim=2, action_dim=2, context_length=context_length, layers=1, heads=2, width=32, return_scale=0.1,
+        timesteps=24,
+    )  # fmt: skip
+    policy = Reinformer(shape, seeded(seed))
+    with torch.no_grad():
+        policy.log_std.fill_(-0.7)
+    return policy
+
+
+def grpo(
+    context_length: int = 1,
+    *,
+    seed: int = 0,
+    update: dict[str, Any] | None = None,
+    policy: Callable[..., Any] = TinyPolicy,
+    **changes: Any,
+) -> GRPO:
     config = GRPOConfig(
         return_to_go=GOAL,
         context_length=context_length,
@@ -45,7 +65,7 @@ def grpo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | Non
         batch_size=32,
         update=replace(UpdateConfig(optimizer="adamw", learning_rate=3e-3, entropy_coef=1e-3), **(update or {})),
     )
-    return GRPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), seeded(seed))
+    return GRPO(policy(context_length, seed=seed), replace(config, **changes), seeded(seed))
 
 
 def ppo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> PPO:
@@ -65,7 +85,9 @@ def ppo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None
     return PPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), seeded(seed))
 
 
-def supervised(context_length: int = 1, *, seed: int = 0, **changes: Any) -> Supervised:
+def supervised(
+    context_length: int = 1, *, seed: int = 0, policy: Callable[..., Any] = TinyPolicy, **changes: Any
+) -> Supervised:
     config = SupervisedConfig(
         context_length=context_length,
         optimizer="adamw",
@@ -75,7 +97,7 @@ def supervised(context_length: int = 1, *, seed: int = 0, **changes: Any) -> Sup
         updates_per_iteration=20,
         entropy_coef=1e-3,
     )
-    return Supervised(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+    return Supervised(policy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
 
 
 def odt(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> ODT:
@@ -165,6 +187,10 @@ LEARNERS = {
     "iql": Learner(iql, 8, {"episodes_at_once": 240, "updates_per_step": 0}, constrained=False, remembers=False),
     "q_guided": Learner(q_guided, 9, {"episodes_per_iteration": 240}, "update"),
     "odt_td3": Learner(odt_td3, 8, {"episodes_per_iteration": 240}, "update", constrained=False),
+    "grpo of a reinformer": Learner(
+        partial(grpo, policy=reinformer), 30, {"episodes_per_iteration": 8, "reset_trajectories": 64}, "update"
+    ),
+    "supervised of a reinformer": Learner(partial(supervised, policy=reinformer), 8),
 }
 
 

@@ -120,7 +120,7 @@ def test_counts_every_step_the_world_took(name, faults):
     simulator = Witness(box=1.2, faults=faults)
     for _ in range(2):
         row = algorithm.iterate(simulator)
-    sampled = algorithm.config.subtrajectory_length if name == "grpo" else 0
+    sampled = algorithm.config.subtrajectory_length if name.startswith("grpo") else 0
     expected = {
         "count/env_steps_trajectories": sum(int(walk.steps.sum()) for walk in simulator.collected),
         "count/env_steps_subtrajectories": sum(int(walk.steps[:sampled].sum()) for walk in simulator.grown),
@@ -249,6 +249,7 @@ NUMBERS = [
     (SupervisedConfig, "warmup_updates", -1),
     (SupervisedConfig, "weight_decay", -1e-4),
     (SupervisedConfig, "optimizer", "lmb"),
+    (SupervisedConfig, "return_expectile", 1.0),
     (UpdateConfig, "learning_rate", 0.0),
     (UpdateConfig, "learning_rate", -5e-5),
     (UpdateConfig, "learning_rate", math.nan),

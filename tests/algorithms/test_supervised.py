@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from learners import parameters, seeded, supervised, walks_home
+from learners import parameters, reinformer, seeded, supervised, walks_home
 from pointmass import PointMass
 
 from dtune.algorithms.supervised import Supervised, SupervisedConfig
@@ -171,3 +171,35 @@ def test_data_that_are_not_finite_stop_the_run_with_the_policy_as_it_was():
         algorithm.iterate(PointMass())
     assert parameters(algorithm.policy).equal(before)
     assert not algorithm.policy.training
+
+
+@pytest.mark.parametrize("expectile", [0.5, 0.99])
+def test_a_reinformer_learns_an_expectile_of_what_was_earned(expectile):
+    """One state, four episodes of one step with returns 0, 1, 2 and 6, each as often."""
+    rewards = torch.tensor([0.0, 1.0, 2.0, 6.0])
+    data = Dataset(
+        observations=torch.zeros(4, 2),
+        actions=torch.tensor([[0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [-0.5, -0.5]]),
+        rewards=rewards,
+        terminated=torch.ones(4, dtype=torch.bool),
+        lengths=torch.ones(4, dtype=torch.long),
+        name="four ends",
+    )
+    algorithm = supervised(
+        policy=reinformer, return_expectile=expectile, updates_per_iteration=200, batch_size=64, grad_norm_clip=100.0
+    )
+    algorithm.dataset = data
+    row = algorithm.iterate(PointMass())
+    assert row["train/return_loss"] > 0
+    with torch.no_grad():
+        predicted = algorithm.policy.predict_return_to_go(data.sample_windows(1, 1, seeded()))
+    grid = torch.linspace(0, 6, 6001)
+    errors = rewards[:, None] - grid
+    weights = torch.where(errors < 0, 1 - expectile, expectile)
+    best = grid[(weights * errors.square()).mean(0).argmin()]
+    assert best == pytest.approx({0.5: 2.25, 0.99: 5.853}[expectile], abs=0.02)
+    assert predicted.item() == pytest.approx(best.item(), abs=0.4)
+
+
+def test_a_decision_transformer_has_no_such_loss():
+    assert "train/return_loss" not in with_dropout(0.0).iterate(PointMass())

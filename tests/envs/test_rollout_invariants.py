@@ -13,8 +13,10 @@ from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
 from dtune.envs.tasks import make_simulator, task_info
 from dtune.functional.objectives import sequence_ratio, token_ratio
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 TASKS = ("hopper", "walker2d", "ant")
+WORLDS = ("hopper", "point", "reinformer")
 contexts = pytest.mark.parametrize("context", [1, 5])
 
 
@@ -36,6 +38,18 @@ def transformer(task, context, seed=0):
     return policy
 
 
+def reinformer(context, seed=0):
+    config = ReinformerConfig(
+        observation_dim=11, action_dim=3, context_length=context, layers=2, heads=2, width=32, timesteps=64
+    )
+    policy = Reinformer(config, seeded(seed))
+    policy.set_statistics(torch.full((11,), 0.1), torch.full((11,), 1.5))
+    with torch.no_grad():
+        policy.head_mean.weight.mul_(0.3)
+        policy.log_std.copy_(torch.tensor([-1.0, -1.5, -0.5]))
+    return policy
+
+
 def point_mass():
     return PointMass(box=1.1)
 
@@ -43,6 +57,8 @@ def point_mass():
 def worlds(world, context):
     if world == "point":
         return TinyPolicy(context, seed=3), point_mass(), 15.0
+    if world == "reinformer":
+        return reinformer(context), make_simulator("hopper"), 3600.0
     return transformer(world, context), make_simulator(world), 3600.0
 
 
@@ -73,7 +89,7 @@ def assert_ratios_are_one(policy, history, steps):
 
 
 @contexts
-@pytest.mark.parametrize("world", ["hopper", "point"])
+@pytest.mark.parametrize("world", WORLDS)
 def test_acting_is_training_over_whole_episodes(world, context):
     policy, _, episodes = collect(world, context)
     lengths, steps = episodes.lengths, episodes.steps
@@ -86,7 +102,7 @@ def test_acting_is_training_over_whole_episodes(world, context):
 
 
 @contexts
-@pytest.mark.parametrize("world", ["hopper", "point"])
+@pytest.mark.parametrize("world", WORLDS)
 def test_acting_is_training_where_windows_are_drawn_anywhere(world, context):
     """As PPO draws them: `context` actions that end on any step, each behind its history."""
     policy, _, episodes = collect(world, context)
@@ -97,7 +113,7 @@ def test_acting_is_training_where_windows_are_drawn_anywhere(world, context):
 
 @contexts
 @pytest.mark.parametrize("fresh", [False, True])
-@pytest.mark.parametrize("world", ["hopper", "point"])
+@pytest.mark.parametrize("world", WORLDS)
 def test_acting_is_training_after_going_back(world, fresh, context):
     """At both ends of an episode: from its first steps, and over its last."""
     policy, simulator, episodes = collect(world, context)
@@ -167,10 +183,18 @@ def assert_continues(episodes, rollout, walked, places):
 PLACES = [(2, 6), (0, 6), (1, 7), (2, 8), (0, 7), (2, 6)]  # other rows than before, one of them twice
 
 
+def acting_in(task, context):
+    """A policy and its task; "reinformer" walks in Hopper."""
+    if task == "reinformer":
+        return reinformer(context, seed=4), "hopper"
+    return transformer(task, context, seed=4), task
+
+
 @contexts
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "reinformer"])
 def test_resuming_is_continuing(task, context):
-    policy, simulator = transformer(task, context, seed=4), make_simulator(task)
+    policy, task = acting_in(task, context)
+    simulator = make_simulator(task)
     episodes = record(policy, simulator, 3600.0)
     assert episodes.lengths.min() > 10
     points = points_at(episodes, PLACES, context)
@@ -182,10 +206,11 @@ def test_resuming_is_continuing(task, context):
 
 
 @contexts
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, "reinformer"])
 def test_company_changes_nothing(task, context):
     """One walk alone, and the same walk among forty."""
-    policy, simulator = transformer(task, context, seed=4), make_simulator(task)
+    policy, task = acting_in(task, context)
+    simulator = make_simulator(task)
     episodes = record(policy, simulator, 3600.0)
     place = (1, 9)
     others = [(row, step) for row in (0, 2, 1) for step in range(9)] * 2
@@ -221,7 +246,7 @@ def test_a_point_in_the_exploring_part_starts_the_same_but_goes_on_by_the_mode()
 # ---- what is remembered at a reset point
 
 
-@pytest.mark.parametrize("world", ["hopper", "point"])
+@pytest.mark.parametrize("world", WORLDS)
 def test_with_fresh_context_the_policy_sees_the_reset_point_and_nothing_before(world):
     policy, simulator, goal = worlds(world, 5)
     episodes = record(policy, simulator, goal)
@@ -244,3 +269,31 @@ def test_at_context_one_fresh_and_parent_are_the_same():
     ]
     assert torch.equal(both[0].observations, both[1].observations)
     assert torch.equal(both[0].raw_actions, both[1].raw_actions)
+
+
+# ---- returns-to-go of the policy's own making
+
+
+@contexts
+def test_a_reinformer_is_conditioned_on_what_it_predicts_whatever_is_asked_for(context):
+    policy, _, episodes = collect("reinformer", context)
+    steps, lengths = episodes.steps, episodes.lengths
+    row, step = steps.mask.nonzero(as_tuple=True)
+    seen = steps.gather(row, torch.arange(1 - context, 1) + step[:, None])
+    with torch.no_grad():
+        predicted = policy.predict_return_to_go(seen)[:, -1]
+    torch.testing.assert_close(steps.returns_to_go[row, step], predicted, rtol=1e-5, atol=1e-3)
+    assert predicted.unique().numel() > 0.9 * lengths.sum()
+    for goal in (0.0, -1e6):
+        other, _ = collect_episodes(policy, make_simulator("hopper"), 20, goal, seeded(1))
+        assert torch.equal(other.steps.returns_to_go, steps.returns_to_go)
+
+
+def test_a_reinformer_goes_back_with_the_return_it_had_though_it_would_now_predict_another():
+    policy, simulator, episodes = collect("reinformer", 5)
+    points = points_at(episodes, [(0, 7), (1, 5), (2, 6)], 5)
+    with torch.no_grad():
+        policy.head_return.bias.add_(1.0)
+    walked = Rollout.resume(policy, simulator, points).advance(2)
+    assert torch.equal(walked.returns_to_go[:, 0], points.returns_to_go)
+    assert (walked.returns_to_go[:, 1] - points.returns_to_go > 500).all()  # from there on by the present prediction

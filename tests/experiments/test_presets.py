@@ -15,6 +15,7 @@ from dtune.envs.tasks import DATASETS, task_info
 from dtune.errors import ConfigError
 from dtune.experiments.presets import (
     METHODS,
+    SMALL_MODEL,
     TABLE_6,
     TABLE_7,
     FinetuneConfig,
@@ -286,3 +287,17 @@ def test_configs_are_what_a_run_is_told_by():
     assert isinstance(pretraining("hopper-medium-v2", "small"), PretrainConfig)
     with pytest.raises(AttributeError):
         config.seed = 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reinformer_differs_from_the_page_in_its_network_and_context_only(method):
+    dataset = "hopper-medium-v2"
+    theirs, ours = (finetuning(method, dataset, "paper", kind).algorithm for kind in ("dt", "reinformer"))
+    assert ours == replace(theirs, context_length=5)
+    config = pretraining(dataset, "paper", architecture="reinformer")
+    assert config.model == ModelConfig(layers=4, heads=8, width=256, dropout=0.1)
+    assert config.algorithm.context_length == 5
+    assert config.iterations * config.algorithm.updates_per_iteration == 50_000
+    small = pretraining(dataset, "small", architecture="reinformer")
+    assert (small.architecture, small.model) == ("reinformer", SMALL_MODEL)
+    assert pretraining(dataset, "small").architecture == "dt"

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import tiny
 import torch
 from pointmass import PointMass, TinyPolicy
 
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
+from dtune.cli import main
 from dtune.data.hdf5 import read_hdf5, write_hdf5
 from dtune.envs.sources import SOURCES
 from dtune.envs.tasks import make_simulator
@@ -24,6 +26,7 @@ from dtune.experiments.policies import describe, find_checkpoint, load_policy, r
 from dtune.experiments.presets import ModelConfig, finetuning, pretraining
 from dtune.experiments.record import read_rows
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from dtune.models.reinformer import Reinformer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -284,6 +287,27 @@ def test_finetuning_makes_a_run_that_can_be_evaluated(pretrained, tmp_path):
     after = load_policy(tmp_path / "run" / "checkpoints" / "last").state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     assert all(torch.equal(before[name], after[name]) for name in ("observation_mean", "observation_std"))
+
+
+def test_a_reinformer_is_pretrained_finetuned_and_read_again(tmp_path, monkeypatch, one_thread):
+    monkeypatch.setenv("DTUNE_DATA", str(tmp_path / "data"))
+    main([*tiny.PRETRAIN, "--architecture", "reinformer", "--out", str(tmp_path / "before")])
+    start = load_policy(tmp_path / "before")
+    assert isinstance(start, Reinformer)
+    assert (start.context_length, start.config.width, start.config.return_scale) == (5, 16, 0.001)
+    assert not start.observation_mean.eq(0).all()
+    few = ["--architecture=reinformer", "--policy", str(tmp_path / "before"), "--iterations", "1"]
+    few += ["--algorithm.mirrored", "False"]
+    main([*tiny.GRPO, *few, "--out", str(tmp_path / "run")])
+    last = load_policy(tmp_path / "run" / "checkpoints" / "last")
+    assert isinstance(last, Reinformer)
+    assert last.context_length == 5
+    changed = {name for name, value in last.state_dict().items() if not value.equal(start.state_dict()[name])}
+    assert "head_mean.weight" in changed
+    assert not changed & {"head_return.weight", "head_return.bias", "observation_mean"}
+    found = evaluate(tmp_path / "run" / "checkpoints" / "last", episodes=2, return_to_go=0.0)
+    other = evaluate(tmp_path / "run" / "checkpoints" / "last", episodes=2, return_to_go=9e3)
+    assert found["eval/return"] == other["eval/return"]  # it asks itself
 
 
 def test_another_config_is_refused_and_nothing_lost(pretrained, tmp_path):

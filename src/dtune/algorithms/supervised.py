@@ -1,6 +1,7 @@
 """Supervised learning of a decision transformer: pretraining as Zheng et al. (2022) do it.
 
-max E[log π(a | context)] under H(π) ≥ ρ, on windows whose returns-to-go are hindsight.
+max E[log π(a | context)] under H(π) ≥ ρ, on windows whose returns-to-go are hindsight. A policy that predicts its
+return-to-go (Reinformer) learns that beside it, by expectile regression.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,8 +19,9 @@ from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError, NumericError
+from dtune.functional.bellman import expectile_loss
 from dtune.functional.objectives import masked_mean
-from dtune.models.policy import TrainablePolicy
+from dtune.models.policy import ReturnPredictor, TrainablePolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class SupervisedConfig:
     """Adam's step size on log λ."""
     target_entropy: float | None = None
     """Lower bound on the mean policy entropy, in nats summed over action dimensions. None: -dim(A)."""
+    return_expectile: float = 0.99
+    """Which expectile of the returns achieved a policy that predicts its return-to-go learns: near 1, the best."""
 
     def __post_init__(self) -> None:
         for name in ("context_length", "batch_size", "updates_per_iteration"):
@@ -59,6 +63,8 @@ class SupervisedConfig:
         for name in ("warmup_updates", "weight_decay", "entropy_coef_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
+        if not 0 < self.return_expectile < 1:
+            raise ConfigError(f"return_expectile is a share in (0, 1), got {self.return_expectile}: 0.5 is the mean")
         if self.optimizer not in get_args(OptimizerName):
             choices = ", ".join(get_args(OptimizerName))
             raise ConfigError(f"optimizer must be one of {choices}, got {self.optimizer!r}")
@@ -95,9 +101,12 @@ class SupervisedUpdate:
         noise = torch.randn(windows.raw_actions.shape, generator=generator)
         with training(self.policy, generator):
             distribution = self.policy(windows)
+            return_loss = self._return_loss(windows)
         log_likelihood = masked_mean(distribution.log_prob(windows.raw_actions), windows.mask)
         entropy = masked_mean(distribution.entropy(noise), windows.mask)
-        metrics = self.climb(log_likelihood + self.entropy_dual.coef * entropy)
+        metrics = self.climb(log_likelihood + self.entropy_dual.coef * entropy - return_loss)
+        if isinstance(self.policy, ReturnPredictor):
+            metrics["train/return_loss"] = return_loss.item()
         self.entropy_dual.step(entropy)
         return {
             "train/negative_log_likelihood": -log_likelihood.item(),
@@ -106,6 +115,15 @@ class SupervisedUpdate:
             "train/entropy_coef": self.entropy_dual.coef,
             **metrics,
         }
+
+    def _return_loss(self, windows: Steps) -> Float[Tensor, ""]:
+        """The expectile loss of predicted returns, E |τ - 1[u < 0]| u² with u = (g - ĝ) / mean|g|; 0 without them."""
+        if not isinstance(self.policy, ReturnPredictor):
+            return torch.zeros(())
+        achieved, mask = windows.returns_to_go, windows.mask
+        unit = masked_mean(achieved.abs(), mask).clamp(min=1e-6)  # all rewards may be 0
+        errors = (achieved - self.policy.predict_return_to_go(windows)) / unit
+        return masked_mean(expectile_loss(errors, self.config.return_expectile), mask)
 
     def climb(self, objective: Float[Tensor, ""]) -> dict[str, float]:
         """One gradient step uphill on `objective`, clipped, at the rate of the warm-up.

@@ -53,13 +53,23 @@ def named(command: str, arguments: list[str], what: str, choices: Sequence[str])
 
 
 def read_scale(arguments: list[str]) -> Any:
-    """Looks for --scale ahead of the others, because it decides their defaults."""
-    scale = "paper"
+    """`paper` or `small`."""
+    return _read_ahead("--scale", ("paper", "small"), arguments)
+
+
+def read_architecture(arguments: list[str]) -> Any:
+    """`dt` or `reinformer`."""
+    return _read_ahead("--architecture", ("dt", "reinformer"), arguments)
+
+
+def _read_ahead(option: str, choices: tuple[str, ...], arguments: list[str]) -> str:
+    """Looks for an option ahead of the others, because it decides their defaults; its own is the first choice."""
+    chosen = choices[0]
     for index, argument in enumerate(arguments):
-        if argument == "--scale" and index + 1 < len(arguments):
-            scale = arguments[index + 1]
-        elif argument.startswith("--scale="):
-            scale = argument.partition("=")[2]
-    if scale not in ("paper", "small"):
-        raise ConfigError(f"--scale is paper or small, got {scale!r}")
-    return scale
+        if argument == option and index + 1 < len(arguments):
+            chosen = arguments[index + 1]
+        elif argument.startswith(f"{option}="):
+            chosen = argument.partition("=")[2]
+    if chosen not in choices:
+        raise ConfigError(f"{option} is {' or '.join(choices)}, got {chosen!r}")
+    return chosen

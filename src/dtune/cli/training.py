@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from dtune.cli.options import Fields, named, parse, read_scale
+from dtune.cli.options import Fields, named, parse, read_architecture, read_scale
 from dtune.errors import ConfigError
 
 
@@ -14,7 +14,7 @@ def pretrain(arguments: list[str]) -> None:
     from dtune.experiments import presets, run
 
     name, rest = named("pretrain", arguments, "dataset", list(presets.TABLE_6))
-    chosen = read_scale(rest)
+    chosen, network = read_scale(rest), read_architecture(rest)
 
     @dataclass(frozen=True, kw_only=True)
     class Pretrain:
@@ -22,14 +22,18 @@ def pretrain(arguments: list[str]) -> None:
 
         scale: str = chosen
         """`paper`: 4 layers of 512, hours on a CPU; `small`: 2 layers of 64, a minute."""
+        architecture: str = network
+        """`dt`, or `reinformer`, which predicts the return it acts on (Fig. 4a)."""
         out: Path | None = None
-        """Run folder; runs/pretrain/DATASET/SCALE/seedN by default."""
+        """Run folder; runs/pretrain/DATASET/SCALE/seedN by default (a Reinformer's: SCALE-reinformer)."""
         data: Path | None = None
         """D4RL's HDF5 file of the dataset. Random datasets are recorded where none is given."""
-        run: Fields[presets.PretrainConfig] = field(default_factory=lambda: presets.pretraining(name, chosen))
+        run: Fields[presets.PretrainConfig] = field(
+            default_factory=lambda: presets.pretraining(name, chosen, 0, network)
+        )
 
     command = parse(Pretrain, f"pretrain {name}", rest)
-    folder = command.out or _pretrained(name, chosen, command.run.seed)
+    folder = command.out or _pretrained(name, _place(chosen, network), command.run.seed)
     _finish(folder, run.pretrain_preset(command.run, folder, command.data))
 
 
@@ -40,8 +44,8 @@ def finetune(arguments: list[str]) -> None:
     choices = [f"{method}/{dataset}" for method in presets.METHODS for dataset in presets.TABLE_6]
     name, rest = named("finetune", arguments, "method and dataset", choices)
     method, _, dataset = name.partition("/")
-    chosen = read_scale(rest)
-    preset = presets.finetuning(method, dataset, chosen)
+    chosen, network = read_scale(rest), read_architecture(rest)
+    preset = presets.finetuning(method, dataset, chosen, network)
 
     @dataclass(frozen=True, kw_only=True)
     class Finetune:
@@ -49,8 +53,10 @@ def finetune(arguments: list[str]) -> None:
 
         scale: str = chosen
         """`paper`: the paper's sizes, days on a CPU; `small`: minutes."""
+        architecture: str = network
+        """`dt` or `reinformer` (Fig. 4a): what to pretrain where no policy is given, and with which context."""
         out: Path | None = None
-        """Run folder; runs/METHOD/DATASET/SCALE/seedN by default."""
+        """Run folder; runs/METHOD/DATASET/SCALE/seedN by default (a Reinformer's: SCALE-reinformer)."""
         policy: Path | None = None
         """Run folder or checkpoint to start from; where none is given, pretraining comes first. IQL has its own."""
         data: Path | None = None
@@ -62,17 +68,17 @@ def finetune(arguments: list[str]) -> None:
     start, learner = command.policy, run.ALGORITHMS[type(command.run.algorithm)]
     if start is not None and command.data is not None and not learner.offline:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
-    config = replace(presets.pretraining(dataset, chosen), threads=command.run.threads)
+    config = replace(presets.pretraining(dataset, chosen, 0, network), threads=command.run.threads)
     data = (command.data or run.data_file(config)) if learner.offline else None
     if start is None and learner.policy is None:
-        before = _pretrained(dataset, chosen, 0)
+        before = _pretrained(dataset, _place(chosen, network), 0)
         try:
             run.pretrain_preset(config, before, command.data)
         except ConfigError as error:
             hint = "(This is the pretraining; --policy PATH begins with a policy that is there.)"
             raise ConfigError(f"{error}\n{hint}") from error
         start = before / "checkpoints" / "last"
-    folder = command.out or Path("runs") / method / dataset / chosen / f"seed{command.run.seed}"
+    folder = command.out or Path("runs") / method / dataset / _place(chosen, network) / f"seed{command.run.seed}"
     _finish(folder, run.finetune_preset(command.run, folder, start, data))
 
 
@@ -106,6 +112,11 @@ def demo(arguments: list[str]) -> None:
     from dtune.experiments.demo import DemoConfig, run_demo
 
     run_demo(parse(DemoConfig, "demo", arguments))
+
+
+def _place(scale: str, architecture: str) -> str:
+    """The part of a run folder's path that tells presets of a dataset apart."""
+    return scale if architecture == "dt" else f"{scale}-{architecture}"
 
 
 def _pretrained(dataset: str, scale: str, seed: int) -> Path:

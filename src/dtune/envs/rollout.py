@@ -12,7 +12,7 @@ from dtune.data.steps import Steps, concatenate, empty_steps
 from dtune.envs.simulator import Outcome, Restorable, Simulator
 from dtune.functional.sampling import independent_noise
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import Policy
+from dtune.models.policy import Policy, ReturnPredictor
 
 MIN_ROWS = 16
 """Rows a policy is asked for at least."""
@@ -138,15 +138,17 @@ class Rollout:
     def begin(
         cls, policy: Policy, simulator: Simulator, count: int, return_to_go: float, generator: torch.Generator
     ) -> "Rollout":
-        """Starts `count` fresh episodes, asking each for `return_to_go` (in environment reward units)."""
+        """Starts `count` fresh episodes, asking for `return_to_go` (reward units); a policy may predict its own."""
         observations = simulator.reset(count, generator)
         goal, clock = torch.full((count,), float(return_to_go)), torch.zeros(count, dtype=torch.long)
         nothing = empty_steps(count, policy.context_length - 1, observations.shape[1], policy.action_dim)
-        return cls(policy, simulator, observations, goal, clock, nothing)
+        rollout = cls(policy, simulator, observations, goal, clock, nothing)
+        rollout._predict_return_to_go()
+        return rollout
 
     @classmethod
     def resume(cls, policy: Policy, simulator: Restorable, points: ResetPoints) -> "Rollout":
-        """Goes back to reset points, one walk each: physics, context, return-to-go and clock."""
+        """Goes back to reset points, one walk each: physics, context, return-to-go (never predicted anew) and clock."""
         observations = simulator.restore(points.snapshots.numpy())
         return cls(policy, simulator, observations, points.returns_to_go, points.timesteps, points.history)
 
@@ -218,16 +220,25 @@ class Rollout:
         self._move_on(now, outcome)
 
     def _act(self, now: Steps) -> TanhNormal:
-        """The policy's distribution at the present step of each living walk.
+        """The policy's distribution at the present step of each living walk."""
+        return self.policy(self._window(now))[: len(now.mask), -1]
+
+    @torch.no_grad()
+    def _predict_return_to_go(self) -> None:
+        """Lets a policy that predicts what it will earn condition on that from the present step on."""
+        if isinstance(self.policy, ReturnPredictor) and len(self.alive):
+            window = self._window(self._present())
+            self._returns_to_go = self.policy.predict_return_to_go(window)[: len(self.alive), -1]
+
+    def _window(self, now: Steps) -> Steps:
+        """What the policy sees of the present step of each living walk, and spare rows up to `MIN_ROWS`.
 
         Matrix products of few rows take another path through the processor and round differently. Asking for at
         least `MIN_ROWS` rows makes a walk's actions the same, to the last bit, whoever walks beside it.
         """
         window = concatenate([self._history, now], 1) if self.policy.context_length > 1 else now
         count = len(now.mask)
-        if count < MIN_ROWS:
-            window = window.map(lambda x: x[torch.arange(MIN_ROWS) % count])
-        return self.policy(window)[:count, -1]
+        return window if count >= MIN_ROWS else window.map(lambda x: x[torch.arange(MIN_ROWS) % count])
 
     def _present(self) -> Steps:
         """The current step of the living, before an action is chosen."""
@@ -241,14 +252,18 @@ class Rollout:
         )
 
     def _move_on(self, now: Steps, outcome: Outcome) -> None:
-        """Makes what `outcome` says the present; the walks it ends leave."""
+        """Makes what `outcome` says the present; the walks it ends leave, the others learn what to ask for next."""
         if self.policy.context_length > 1:
             self._history = concatenate([self._history, now], 1).slice_time(1)
         self._returns_to_go = self.policy.next_return_to_go(self._returns_to_go, now.rewards[:, 0])
         self._observations, self._timesteps = outcome.observations.float(), self._timesteps + 1
         ended = outcome.terminated | outcome.truncated
-        if not ended.any():
-            return
+        if ended.any():
+            self._let_go(ended, outcome)
+        self._predict_return_to_go()
+
+    def _let_go(self, ended: Bool[Tensor, "alive"], outcome: Outcome) -> None:
+        """Writes down how walks ended, and leaves them."""
         gone, stay = self.alive[ended], (~ended).nonzero().squeeze(1)
         self.terminated[gone] = outcome.terminated[ended]
         self.faulty[gone] = outcome.faulty[ended]

@@ -12,13 +12,15 @@ from dtune.errors import ConfigError
 from dtune.experiments import checkpoint
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig
+from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 DOCUMENT = "policy.json"
-StoredPolicy = DecisionTransformer | PerceptronPolicy
+StoredPolicy = DecisionTransformer | PerceptronPolicy | Reinformer
 
 KINDS: dict[str, tuple[Any, Any]] = {
     "DecisionTransformer": (DecisionTransformer, DecisionTransformerConfig),
     "PerceptronPolicy": (PerceptronPolicy, PerceptronPolicyConfig),
+    "Reinformer": (Reinformer, ReinformerConfig),
 }
 """Policies that can be read from their document alone, by the name they have in it, each with its config."""
 

@@ -23,11 +23,12 @@ from dtune.errors import ConfigError
 from dtune.experiments import baselines, guided
 
 Scale = Literal["paper", "small"]
+Architecture = Literal["dt", "reinformer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Size of the decision transformer (Table 5)."""
+    """Size of the network (Table 5; a Reinformer's is its authors')."""
 
     layers: int = 4
     """Transformer blocks."""
@@ -51,6 +52,8 @@ class PretrainConfig:
     """Iterations of `algorithm.updates_per_iteration` gradient steps."""
     random_episodes: int = 1000
     """Episodes recorded where the dataset is a random one and no file is given."""
+    architecture: tyro.conf.Fixed[Architecture] = "dt"
+    """Decision transformer or Reinformer (Fig. 4a)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """Size of the network."""
     algorithm: SupervisedConfig = field(default_factory=SupervisedConfig)
@@ -175,6 +178,14 @@ _PRETRAINING = {"hopper": (1e-4, 5_000), "walker2d": (1e-3, 10_000), "ant": (1e-
 _RANDOM_EPISODES = {"hopper": 44_000, "walker2d": 46_000, "ant": 5_500}
 """Episodes of random actions that make about the million steps of D4RL's random datasets."""
 
+# --- Fig. 4a: Reinformer (Zhuang et al., 2024), with its authors' sizes and pretraining ------------------------------
+
+REINFORMER_MODEL = ModelConfig(layers=4, heads=8, width=256)
+REINFORMER_CONTEXT = 5
+REINFORMER_PRETRAINING = SupervisedConfig(
+    context_length=REINFORMER_CONTEXT, learning_rate=1e-4, warmup_updates=5_000, grad_norm_clip=0.25
+)
+
 # --- Scale `small`: what departs from the page so that a CPU learns in minutes ------------------------------------
 
 SMALL_MODEL = ModelConfig(layers=2, width=64)
@@ -249,7 +260,7 @@ METHODS = {
 }
 
 
-def pretraining(dataset: str, scale: Scale, seed: int = 0) -> PretrainConfig:
+def pretraining(dataset: str, scale: Scale, seed: int = 0, architecture: Architecture = "dt") -> PretrainConfig:
     """The pretraining run of a dataset.
 
     Raises:
@@ -258,12 +269,17 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0) -> PretrainConfig:
     c_offline, grpo = _row(TABLE_6, dataset)
     task = dataset.split("-")[0]
     rate, updates = _PRETRAINING[task]
+    reinformer = architecture == "reinformer"
     algorithm = SupervisedConfig(context_length=c_offline, learning_rate=rate)
+    if reinformer:
+        algorithm, updates = REINFORMER_PRETRAINING, 50_000
     config = PretrainConfig(
         dataset=dataset,
         seed=seed,
         iterations=updates // algorithm.updates_per_iteration,
         random_episodes=_RANDOM_EPISODES[task] if scale == "paper" else 1000,
+        architecture=architecture,
+        model=REINFORMER_MODEL if reinformer else ModelConfig(),
         algorithm=algorithm,
         return_to_go=grpo.return_to_go,
     )
@@ -274,8 +290,8 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0) -> PretrainConfig:
     )
 
 
-def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
-    """The finetuning run of a method on a dataset.
+def finetuning(method: str, dataset: str, scale: Scale, architecture: Architecture = "dt") -> FinetuneConfig:
+    """The finetuning run of a method on a dataset; a Reinformer keeps its own context, and nothing else differs.
 
     Raises:
         ConfigError: if there is no such method, or no preset for the dataset.
@@ -285,6 +301,8 @@ def finetuning(method: str, dataset: str, scale: Scale) -> FinetuneConfig:
     _row(TABLE_6, dataset)
     chosen = METHODS[method]
     config = chosen.paper(dataset)
+    if architecture == "reinformer" and "context_length" in vars(config):
+        config = replace(config, context_length=REINFORMER_CONTEXT)
     if scale == "paper":
         return FinetuneConfig(dataset=dataset, algorithm=config, iterations=chosen.iterations)
     return FinetuneConfig(

@@ -19,14 +19,15 @@ from dtune.algorithms.supervised import Supervised
 from dtune.data.datasets import Dataset, check_fits, drop_lowest_return
 from dtune.envs.simulator import Simulator
 from dtune.envs.sources import source
-from dtune.envs.tasks import make_simulator, task_info
+from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError
 from dtune.experiments.folder import locked, settle_config, write_meta
 from dtune.experiments.loading import find, load_dataset
 from dtune.experiments.loop import Algorithm, Evaluation, Schedule, train
-from dtune.experiments.policies import StoredPolicy, describe, find_checkpoint, load_policy, read_about
+from dtune.experiments.policies import KINDS, StoredPolicy, describe, find_checkpoint, load_policy, read_about
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
-from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from dtune.models.decision_transformer import DecisionTransformer
+from dtune.models.reinformer import Reinformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,9 @@ ALGORITHMS: dict[type, Method] = {
     IQLConfig: Method(name="IQL", make=IQL, offline=True, policy=make_policy),
     PretrainedConfig: Method(name="DT", make=Pretrained),
 }
+
+ARCHITECTURES = {"dt": "DecisionTransformer", "reinformer": "Reinformer"}
+"""What a preset calls a network, and the kind it is stored as."""
 
 MAY_CHANGE = ("iterations", "threads")
 """Settings in which a run that is continued may differ from its beginning."""
@@ -134,19 +138,27 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
         path = data or data_file(config)
         dataset = _offline_data(config.dataset, path)
         generator = torch.Generator().manual_seed(config.seed)
-        policy = DecisionTransformer(
-            DecisionTransformerConfig(
-                observation_dim=info.observation_dim,
-                action_dim=info.action_dim,
-                context_length=config.algorithm.context_length,
-                return_scale=info.return_scale,
-                **vars(config.model),
-            ),
-            generator,
-        )
+        policy = _make_policy(config, info, generator)
         policy.set_statistics(*dataset.observation_statistics())
         algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
         return _train(config, algorithm, directory, path, f"pretrain {config.dataset}")
+
+
+def _make_policy(
+    config: PretrainConfig, info: TaskInfo, generator: torch.Generator
+) -> DecisionTransformer | Reinformer:
+    """The network a preset describes, with fresh weights."""
+    make, shape = KINDS[ARCHITECTURES[config.architecture]]
+    return make(
+        shape(
+            observation_dim=info.observation_dim,
+            action_dim=info.action_dim,
+            context_length=config.algorithm.context_length,
+            return_scale=info.return_scale,
+            **vars(config.model),
+        ),
+        generator,
+    )
 
 
 def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path | None, data: Path | None = None) -> Rows:

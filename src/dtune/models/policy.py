@@ -44,12 +44,30 @@ class Policy(Protocol):
     def next_return_to_go(
         self, returns_to_go: Float[Tensor, "batch"], rewards: Float[Tensor, "batch"]
     ) -> Float[Tensor, "batch"]:
-        """What to condition on at the next step. A decision transformer: g - r. Reinformer: predict it.
+        """What to condition on at the next step: g - r, what is left to earn (a `ReturnPredictor` is asked anew).
 
         Args:
             returns_to_go: what the policy was conditioned on at this step, in environment units.
             rewards: what this step earned, in environment units.
         """
+
+
+@runtime_checkable
+class ReturnPredictor(Policy, Protocol):
+    """A `Policy` that conditions on a return-to-go of its own making (Reinformer), whatever number is asked for.
+
+    What it predicted when it acted is stored and conditioned on ever after: an update never predicts again, so its
+    ratios do not move with the prediction.
+    """
+
+    def predict_return_to_go(self, context: Steps) -> Float[Tensor, "batch time"]:
+        """ĝₕ from the context up to sₕ, at every step of the window, in environment units.
+
+        Args:
+            context: as for the action. Of the step predicted for, and of later ones, neither `returns_to_go` nor
+                `actions` matter.
+        """
+        ...
 
 
 @runtime_checkable
