@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dtune.experiments.loading import load_dataset
     from dtune.experiments.policies import load_policy
     from dtune.experiments.run import evaluate, finetune
+    from dtune.models.check import check_policy
     from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
     from dtune.models.reinformer import Reinformer, ReinformerConfig
 
@@ -38,6 +39,7 @@ _HOMES = {
     "Supervised": "dtune.algorithms.supervised",
     "SupervisedConfig": "dtune.algorithms.supervised",
     "UpdateConfig": "dtune.algorithms.update",
+    "check_policy": "dtune.models.check",
     "check_simulator": "dtune.envs.check",
     "collect_episodes": "dtune.envs.rollout",
     "evaluate": "dtune.experiments.run",
@@ -66,6 +68,7 @@ __all__ = [  # noqa: RUF022  in the order of the table above
     "Supervised",
     "SupervisedConfig",
     "UpdateConfig",
+    "check_policy",
     "check_simulator",
     "collect_episodes",
     "evaluate",

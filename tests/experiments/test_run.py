@@ -305,8 +305,8 @@ def test_a_reinformer_is_pretrained_finetuned_and_read_again(tmp_path, monkeypat
     changed = {name for name, value in last.state_dict().items() if not value.equal(start.state_dict()[name])}
     assert "head_mean.weight" in changed
     assert not changed & {"head_return.weight", "head_return.bias", "observation_mean"}
-    found = evaluate(tmp_path / "run" / "checkpoints" / "last", episodes=2, return_to_go=0.0)
-    other = evaluate(tmp_path / "run" / "checkpoints" / "last", episodes=2, return_to_go=9e3)
+    found = run.evaluate(tmp_path / "run" / "checkpoints" / "last", episodes=2, return_to_go=0.0)
+    other = run.evaluate(tmp_path / "run" / "checkpoints" / "last", episodes=2, return_to_go=9e3)
     assert found["eval/return"] == other["eval/return"]  # it asks itself
 
 
