@@ -1,5 +1,6 @@
 """The transformer: causal, blind to padding, GPT-2 by the book, and in environment units."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -209,6 +210,40 @@ def by_the_book(weights, config, row):
     means = [linear(output, weights, "head_mean") for output in outputs]
     raw = [linear(output, weights, "head_log_std") for output in outputs]
     return torch.stack(means), torch.stack([(-5 + 3.5 * (each.tanh() + 1)).exp() for each in raw])
+
+
+ACTIVATED = {
+    "relu": lambda x: max(x, 0.0),
+    "silu": lambda x: x / (1 + math.exp(-x)),
+    "gelu": lambda x: 0.5 * x * (1 + math.erf(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATED)
+def test_a_block_has_the_activation_it_is_told(name):
+    block = make(activation=name).blocks[0]
+    numbers = [-2.0, -0.3, 0.0, 0.7, 3.0]
+    expected = [ACTIVATED[name](x) for x in numbers]
+    assert block.activation(torch.tensor(numbers)).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_with_a_timestep_embedding_the_clock_matters_from_its_step_on_and_the_last_stands_for_all_later():
+    policy, context = make(timestep_embedding=40), draw(4, 5)
+    context = replace(context, timesteps=context.timesteps.remainder(40))
+    with torch.no_grad():
+        policy.embed_timestep.weight.normal_(generator=seeded(3))
+    before = everywhere(policy, context)
+    for time in range(5):
+        clock = context.timesteps.clone()
+        clock[:, time] = (clock[:, time] + 1).remainder(40)
+        after = everywhere(policy, replace(context, timesteps=clock))
+        assert torch.equal(after[:, :time], before[:, :time])
+        assert (after[:, time:] != before[:, time:]).any(-1).all()
+    late = [everywhere(policy, replace(context, timesteps=torch.full((4, 5), time))) for time in (39, 4000)]
+    assert torch.equal(*late)
+    alone = make(timestep_embedding=0).state_dict().keys()
+    assert policy.state_dict().keys() - alone == {"embed_timestep.weight"}
 
 
 def shake(policy, seed=5):

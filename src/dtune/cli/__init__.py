@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from dtune.cli import data, training
 from dtune.cli.check import check
+from dtune.cli.importing import import_policy
 from dtune.errors import ConfigError, DtuneError
 
 # Torch takes a second to import: only where a command needs it, so that `dtune --help` answers at once.
@@ -19,6 +20,7 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune evaluate PATH                 judge the policy of a run folder or checkpoint
   dtune data list|show|make|download  the datasets: which are here, what is in one, and how to get one
   dtune check env ID                  say what is right and wrong with a Gymnasium environment, or a task
+  dtune import PATH --out DIR         make a checkpoint of online-dt's model.pt or of a Hugging Face folder
 
 `dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
 The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
@@ -31,6 +33,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": training.evaluate,
     "data": data.data,
     "check": check,
+    "import": import_policy,
 }
 
 

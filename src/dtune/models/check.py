@@ -80,14 +80,13 @@ def _close(answers: Tensor, others: Tensor) -> bool:
 def _evaluating(policy: Policy) -> Iterator[None]:
     """Without dropout, and afterwards everything as it was."""
     context, training = policy.context_length, getattr(policy, "training", False)
-    trainable = isinstance(policy, TrainablePolicy)
-    if trainable:
+    if isinstance(policy, TrainablePolicy):
         policy.eval()
     try:
         yield
     finally:
         policy.context_length = context
-        if trainable:
+        if isinstance(policy, TrainablePolicy):
             policy.train(training)
 
 

@@ -4,18 +4,26 @@ One step is three tokens, (gₕ, sₕ, aₕ); the action is read off the state t
 about units lives in it: observations come in as the simulator gives them, returns in environment reward units.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import gelu, linear, relu, scaled_dot_product_attention, silu
 
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.distributions import TanhNormal
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": silu, "relu": relu, "gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,11 @@ class DecisionTransformerConfig:
     """Probability of dropping, in training mode only: embeddings, attention weights, both residual branches."""
     return_scale: float = 0.001
     """Factor from reward units to the network's return token."""
+    activation: Activation = "silu"
+    """Between the two maps of a block's perceptron: the paper's, or that of an imported network."""
+    timestep_embedding: int = 0
+    """Positions in an episode with a learned embedding, added to the three tokens of a step (an imported network may
+    have them); later ones share the last. 0: none, as in the paper."""
 
     def __post_init__(self) -> None:
         for name in ("observation_dim", "action_dim", "context_length", "layers", "heads", "width"):
@@ -47,6 +60,10 @@ class DecisionTransformerConfig:
             raise ConfigError(
                 f"width must be a multiple of heads, got {self.width} and {self.heads}: change one of them"
             )
+        if self.activation not in get_args(Activation):
+            raise ConfigError(f"activation must be one of {', '.join(get_args(Activation))}, got {self.activation!r}")
+        if self.timestep_embedding < 0:
+            raise ConfigError(f"timestep_embedding counts positions and cannot be negative: {self.timestep_embedding}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is a probability in [0, 1), got {self.dropout}")
 
@@ -54,9 +71,9 @@ class DecisionTransformerConfig:
 class Block(nn.Module):
     """A pre-norm transformer block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, dropout: float):
+    def __init__(self, width: int, heads: int, dropout: float, activation: Activation = "silu"):
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads, self.dropout, self.activation = heads, dropout, _ACTIVATIONS[activation]
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -89,7 +106,7 @@ class Block(nn.Module):
             is_causal=visible is None and not last,  # one state token sees both tokens of its step
         )
         x = x + self.drop(self.project(attended.transpose(1, 2).flatten(2)))  # (B, H, N, D) -> (B, N, H * D)
-        return x + self.drop(self.contract(silu(self.expand(self.norm_mlp(x)))))
+        return x + self.drop(self.contract(self.activation(self.expand(self.norm_mlp(x)))))
 
 
 class DecisionTransformer(nn.Module):
@@ -113,7 +130,10 @@ class DecisionTransformer(nn.Module):
         self.embed_observation = nn.Linear(config.observation_dim, width)
         self.embed_action = nn.Linear(config.action_dim, width)
         self.norm_embedding, self.norm_final = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.dropout) for _ in range(config.layers))
+        self.embed_timestep = nn.Embedding(config.timestep_embedding, width) if config.timestep_embedding else None
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.dropout, config.activation) for _ in range(config.layers)
+        )
         self.head_mean, self.head_log_std = (
             nn.Linear(width, config.action_dim),
             nn.Linear(width, config.action_dim),
@@ -141,6 +161,8 @@ class DecisionTransformer(nn.Module):
         for head in (self.head_mean, self.head_log_std):
             nn.init.orthogonal_(head.weight, generator=generator)
             head.bias.zero_()
+        if self.embed_timestep is not None:
+            self.embed_timestep.weight.normal_(0.0, 0.02, generator=generator)
 
     def set_statistics(self, mean: Float[Tensor, "obs"], std: Float[Tensor, "obs"]) -> None:
         """Fixes how observations are normalised: (s - mean) / std."""
@@ -166,9 +188,15 @@ class DecisionTransformer(nn.Module):
         returns = self.embed_return(context.returns_to_go[..., None] * self.config.return_scale)
         normalised = (context.observations - self.observation_mean) / self.observation_std
         observations = self.embed_observation(normalised)
+        clock = None
+        if self.embed_timestep is not None:
+            clock = self.embed_timestep(context.timesteps.clamp(max=self.config.timestep_embedding - 1))
+            returns, observations = returns + clock, observations + clock
         if context.mask.shape[1] == 1:
             return torch.cat([returns, observations], 1)
         actions = self.embed_action(context.actions)
+        if clock is not None:
+            actions = actions + clock
         return torch.stack([returns, observations, actions], 2).flatten(1, 2)[:, :-1]  # (B, T, 3, D) -> (B, 3T-1, D)
 
     def _visible(self, mask: Bool[Tensor, "batch time"]) -> Bool[Tensor, "batch 1 tokens tokens"]:
