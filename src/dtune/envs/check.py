@@ -1,7 +1,6 @@
 """Checks of anybody's simulator: what every algorithm relies on, and what only going back needs."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,24 +11,11 @@ from dtune.envs.comparison import Walked, WrongError, going, require, require_eq
 from dtune.envs.simulator import Inspectable, Outcome, Restorable, Simulator
 from dtune.envs.trial import missing_parts
 from dtune.errors import DtuneError, SimulatorError
+from dtune.findings import Finding, find
 
 _ROWS = 6
 _FIELDS = ("observations", "rewards", "terminated", "truncated", "faulty")
 _RULED_OUT = "that rules out GRPO-DT"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What one check found."""
-
-    name: str
-    """Which."""
-    passed: bool
-    """Whether it is right."""
-    message: str
-    """What was seen; where something is wrong: what, and what it leads to."""
-    needed: bool = True
-    """Whether nothing works without it. False: only GRPO-DT needs it."""
 
 
 def check_simulator(simulator: Simulator, *, steps: int = 100, seed: int = 0) -> list[Finding]:
@@ -56,20 +42,10 @@ def check_simulator(simulator: Simulator, *, steps: int = 100, seed: int = 0) ->
     )
     findings = []
     for name, run in checks:
-        findings.append(_find(name, run))
+        findings.append(find(name, run))
         if not findings[-1].passed and name in ("reset", "step"):
             return findings  # nothing further could be said
     return [*findings, _find_restore(check)]
-
-
-def _find(name: str, run: Callable[[], str]) -> Finding:
-    try:
-        return Finding(name=name, passed=True, message=run())
-    except WrongError as wrong:
-        return Finding(name=name, passed=False, message=str(wrong))
-    except Exception as error:  # it is somebody's code
-        said = " ".join(str(error).split())
-        return Finding(name=name, passed=False, message=f"raised {type(error).__name__}: {said}")
 
 
 def _find_restore(check: "_Check") -> Finding:
@@ -84,7 +60,7 @@ def _find_restore(check: "_Check") -> Finding:
         return Finding(name="going back", passed=False, message=message, needed=False)
     except Exception:  # not a refusal: `restore` meets it again and tells
         pass
-    return _find("going back", check.restore)
+    return find("going back", check.restore)
 
 
 class _Check:

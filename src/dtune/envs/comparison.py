@@ -6,11 +6,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from dtune.envs.simulator import Outcome
-
-
-class WrongError(Exception):
-    """A check that failed; says how."""
-
+from dtune.findings import WrongError, require
 
 Walked = list[tuple[Tensor, Outcome]]
 """By step, the rows still walking and what came of it."""
@@ -35,12 +31,6 @@ def require_equal(walked: Walked, other: Walked, sentence: str) -> None:
     """Raises `WrongError` with the sentence, and from which step on, where two walks differ."""
     for step, ((rows, outcome), (others, again)) in enumerate(zip(walked, other), 1):
         require(torch.equal(rows, others) and same(outcome, again), f"{sentence} (from step {step} on)")
-
-
-def require(right: bool, sentence: str) -> None:
-    """Raises `WrongError` with the sentence where something is not right."""
-    if not right:
-        raise WrongError(sentence)
 
 
 def require_rows(call: str, name: str, value: object, shape: tuple[int, ...], dtype: torch.dtype) -> None:
