@@ -293,7 +293,9 @@ def test_configs_are_what_a_run_is_told_by():
 def test_a_reinformer_differs_from_the_page_in_its_network_and_context_only(method):
     dataset = "hopper-medium-v2"
     theirs, ours = (finetuning(method, dataset, "paper", kind).algorithm for kind in ("dt", "reinformer"))
-    assert ours == replace(theirs, context_length=5)
+    has_context = "context_length" in vars(theirs)  # IQL's policy reads the present only
+    assert ours == (replace(theirs, context_length=5) if has_context else theirs)
+    assert has_context or method not in ("grpo", "ppo", "q_guided", "odt")
     config = pretraining(dataset, "paper", architecture="reinformer")
     assert config.model == ModelConfig(layers=4, heads=8, width=256, dropout=0.1)
     assert config.algorithm.context_length == 5
