@@ -159,7 +159,7 @@ NUMBERS = [
     (GRPOConfig, "reset_context", "none"),
     (GRPOConfig, "advantage_scale", "all"),
     (GRPOConfig, "baseline", "median"),
-    (GRPOConfig, "lookahead_noise", "common"),
+    (GRPOConfig, "lookahead_noise", -0.5),
     (PPOConfig, "context_length", 0),
     (PPOConfig, "episodes_per_iteration", -2),
     (PPOConfig, "replay_capacity", 0),

@@ -196,7 +196,7 @@ def test_mirrored_members_have_opposite_noise(mirrored):
         assert noise.nan_to_num().abs().max() > 1
 
 
-@pytest.mark.parametrize("lookahead_noise", ["none", "shared"])
+@pytest.mark.parametrize("lookahead_noise", [0.0, 0.5, 1.0])
 def test_the_noise_of_a_lookahead_is_the_same_for_a_whole_group(lookahead_noise):
     algorithm, simulator = grpo(lookahead_noise=lookahead_noise), Witness()
     acted = deepcopy(algorithm.policy)
@@ -207,7 +207,8 @@ def test_the_noise_of_a_lookahead_is_the_same_for_a_whole_group(lookahead_noise)
         noise = noise_of(algorithm, acted, simulator.grown[-1], time)
         assert (noise - noise[:, :1]).nan_to_num().abs().max() < 1e-3
         among = (noise[:, 0] - noise[:1, 0]).nan_to_num().abs().max()
-        assert among > 0.5 if lookahead_noise == "shared" else among < 1e-3
+        assert among > 0.5 * lookahead_noise if lookahead_noise else among < 1e-3
+        assert among < 6 * lookahead_noise + 1e-3
 
 
 def test_mirrored_members_come_in_pairs():

@@ -9,7 +9,6 @@ import torch
 from dtune.functional.sampling import (
     draw_steps,
     independent_noise,
-    length_weights,
     mirrored_noise,
     reset_point_distribution,
     shared_noise,
@@ -54,19 +53,6 @@ def test_a_row_without_steps_is_refused_by_its_number():
     mask = torch.tensor([[True, True], [False, False]])
     with pytest.raises(ValueError, match=r"rows \[1\] have no step to reset to"):
         reset_point_distribution(torch.ones(2, 2, 1), mask)
-
-
-# trajectories by length
-
-
-def test_trajectories_are_weighted_by_their_length():
-    assert length_weights(torch.tensor([1000, 0, 3000])).tolist() == [0.25, 0, 0.75]
-
-
-@pytest.mark.parametrize("lengths", [[0, 0], [3, -1]])
-def test_lengths_that_weigh_nothing_are_refused(lengths):
-    with pytest.raises(ValueError, match="0 or more and not all 0"):
-        length_weights(torch.tensor(lengths))
 
 
 # steps
@@ -169,6 +155,7 @@ def test_shared_noise_is_one_to_a_group():
     assert noise.equal(noise[:, :1].expand_as(noise))
     assert len(noise[:, 0].flatten(1).unique(dim=0)) == 3
     assert shared_noise((4000, 1, 1), seeded(), group_size=2).std().item() == pytest.approx(1, abs=0.05)
+    assert shared_noise((12, 5, 2), seeded(), group_size=4, scale=0.5).equal(0.5 * noise.view(12, 5, 2))
 
 
 def test_shared_noise_needs_whole_groups():

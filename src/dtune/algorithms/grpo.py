@@ -66,9 +66,10 @@ class GRPOConfig:
     """Draw the members' noise in pairs of opposite sign, so that what is even in it cancels; needs an even group."""
     lookahead_length: int = 400
     """Steps that only score it, L_eval. Longer is a better estimate and costs simulation."""
-    lookahead_noise: Literal["none", "shared"] = "none"
-    """How the lookahead acts: by the mean action (the paper), which prefers gaits that a little noise brings down, or
-    sampled, with the same noise for all members of a group: scored as the policy acts, at little more variance."""
+    lookahead_noise: float = 0.0
+    """Scale of the lookahead's exploration noise, in the policy's own deviations, the same noise for all members of a
+    group. 0 acts by the mean action (the paper), which prefers gaits that a little noise brings down; 1 scores members
+    by the policy as it acts, which shakes what they did differently out of their returns."""
     gamma: float = 0.995
     """Discount of rewards over a sub-trajectory and its lookahead."""
     return_margin: float = 2.0
@@ -104,8 +105,8 @@ class GRPOConfig:
             raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
         if self.reset_selection not in ("active", "uniform"):
             raise ConfigError(f'reset_selection must be "active" or "uniform", got {self.reset_selection!r}')
-        if self.lookahead_noise not in ("none", "shared"):
-            raise ConfigError(f'lookahead_noise must be "none" or "shared", got {self.lookahead_noise!r}')
+        if not self.lookahead_noise >= 0:
+            raise ConfigError(f"lookahead_noise is a scale and cannot be negative, got {self.lookahead_noise}")
         if self.mirrored and self.group_size % 2:
             raise ConfigError(f"mirrored members come in pairs: group_size must be even, got {self.group_size}")
         if self.advantage_scale not in get_args(AdvantageScale):
@@ -208,8 +209,8 @@ class GRPO:
         # relabelling needs the return of the whole trajectory, so it walks on to the end of the episode
         lookahead = rollout.advance(
             simulator.horizon if config.relabel else config.lookahead_length,
-            generator=self.generator if config.lookahead_noise == "shared" else None,
-            draw=partial(shared_noise, group_size=config.group_size),
+            generator=self.generator if config.lookahead_noise else None,
+            draw=partial(shared_noise, group_size=config.group_size, scale=config.lookahead_noise),
         )
         walked = concatenate([sampled, lookahead], 1)
         counted = config.subtrajectory_length + config.lookahead_length

@@ -1,6 +1,5 @@
 """D4RL's HDF5 files: read without trusting them, written so that they are whole or not there."""
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -83,12 +82,6 @@ def write_hdf5(path: Path | str, columns: Mapping[str, Tensor]) -> None:
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
-
-
-def dataset_hash(path: Path | str) -> str:
-    """The SHA-256 of a file, in hexadecimal: what a run records of the data it learned from."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _stored(file: h5py.File, keys: list[str], path: Path, complain: Complain) -> dict[str, h5py.Dataset]:

@@ -212,7 +212,7 @@ def _small_grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
     )  # fmt: skip
     return replace(
         config, episodes_per_iteration=4, replay_capacity=16, reset_points=1, group_size=4, subtrajectory_length=10,
-        mirrored=True, lookahead_length=250, lookahead_noise="shared", return_margin=0.0, subtrajectory_capacity=256,
+        mirrored=True, lookahead_length=250, lookahead_noise=0.5, return_margin=0.0, subtrajectory_capacity=256,
         batch_size=32, passes=2, update=update,
     )  # fmt: skip
 

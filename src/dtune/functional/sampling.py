@@ -1,7 +1,7 @@
 """Where to look next, and with which noise: sampling distributions over steps, trajectories and exploration."""
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 
@@ -28,20 +28,6 @@ def reset_point_distribution(
     if empty:
         raise ValueError(f"rows {empty} have no step to reset to: leave out trajectories without allowed steps")
     return variance.mean(-1).masked_fill(~mask, float("-inf")).softmax(-1)
-
-
-def length_weights(lengths: Int[Tensor, "batch"]) -> Float64[Tensor, "batch"]:
-    """Draws a trajectory as often as it has steps: p(τ) = |τ| / Σ|τ| (Alg. 1, line 3; Alg. 2, line 4).
-
-    Args:
-        lengths: steps in each trajectory, 0 or more (`mask.sum(-1)` of padded rows).
-
-    Raises:
-        ValueError: if a length is negative or all of them are 0.
-    """
-    if (lengths < 0).any() or not (lengths > 0).any():
-        raise ValueError(f"lengths must be 0 or more and not all 0, got {lengths.tolist()}")
-    return lengths.double() / lengths.sum()
 
 
 def draw_steps(
@@ -81,7 +67,7 @@ def mirrored_noise(shape: tuple[int, ...], generator: torch.Generator) -> Float[
     """Standard normal noise in pairs of opposite sign: ε₂ᵢ₊₁ = -ε₂ᵢ, walk by walk.
 
     Each walk for itself is as random as before. Among a pair whatever of the return is even in the noise cancels in
-    the gradient of the mean (antithetic sampling): for a hopper, a third to a half of the return's variance.
+    the gradient of the mean (antithetic sampling).
 
     Raises:
         ValueError: if the number of walks is odd.
@@ -92,8 +78,10 @@ def mirrored_noise(shape: tuple[int, ...], generator: torch.Generator) -> Float[
     return torch.stack((half, -half), 1).flatten(0, 1)
 
 
-def shared_noise(shape: tuple[int, ...], generator: torch.Generator, *, group_size: int) -> Float[Tensor, "*shape"]:
-    """Standard normal noise, the same for each `group_size` walks in succession (common random numbers).
+def shared_noise(
+    shape: tuple[int, ...], generator: torch.Generator, *, group_size: int, scale: float = 1.0
+) -> Float[Tensor, "*shape"]:
+    """Normal noise of deviation `scale`, the same for each `group_size` walks in succession (common random numbers).
 
     Members of a group that meet the same chances differ only by what they did before; with chances of their own,
     those would drown it.
@@ -104,4 +92,4 @@ def shared_noise(shape: tuple[int, ...], generator: torch.Generator, *, group_si
     groups, rest = divmod(shape[0], group_size)
     if rest:
         raise ValueError(f"{shape[0]} walks are not whole groups of {group_size}")
-    return torch.randn((groups, *shape[1:]), generator=generator).repeat_interleave(group_size, 0)
+    return scale * torch.randn((groups, *shape[1:]), generator=generator).repeat_interleave(group_size, 0)
