@@ -16,9 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from dtune.algorithms.members import optimise, remember
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import draw_points
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
+from dtune.checks import at_least, comparable_group, one_of
 from dtune.data.buffers import Fifo
 from dtune.data.steps import Steps, concatenate
 from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
@@ -93,35 +95,26 @@ class GRPOConfig:
     """How the policy is moved."""
 
     def __post_init__(self) -> None:
-        if self.group_size < 2:
-            raise ConfigError(
-                f"group_size must be at least 2, got {self.group_size}: one alone has no group to be compared with"
-            )
+        comparable_group(self)
         if self.lookahead_length < 0:
             raise ConfigError(f"lookahead_length counts steps and cannot be negative, got {self.lookahead_length}")
         if not self.return_margin >= 0:
             raise ConfigError(f"return_margin is a distance and cannot be negative, got {self.return_margin}")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
-        if self.reset_selection not in ("active", "uniform"):
-            raise ConfigError(f'reset_selection must be "active" or "uniform", got {self.reset_selection!r}')
         if not self.lookahead_noise >= 0:
             raise ConfigError(f"lookahead_noise is a scale and cannot be negative, got {self.lookahead_noise}")
-        if self.mirrored and self.group_size % 2:
-            raise ConfigError(f"mirrored members come in pairs: group_size must be even, got {self.group_size}")
-        if self.advantage_scale not in get_args(AdvantageScale):
-            raise ConfigError(f'advantage_scale must be "group", "batch" or "none", got {self.advantage_scale!r}')
-        if self.baseline not in get_args(Baseline):
-            raise ConfigError(f'baseline must be "mean" or "leave_one_out", got {self.baseline!r}')
-        if self.reset_context not in ("fresh", "parent"):
-            raise ConfigError(f'reset_context must be "fresh" or "parent", got {self.reset_context!r}')
-        counts = (
-            "context_length", "episodes_per_iteration", "replay_capacity", "reset_trajectories", "reset_points",
-            "subtrajectory_length", "subtrajectory_capacity", "batch_size", "passes",
+        one_of(
+            self,
+            reset_selection=("active", "uniform"),
+            reset_context=("fresh", "parent"),
+            advantage_scale=get_args(AdvantageScale),
+            baseline=get_args(Baseline),
+        )
+        at_least(
+            self, 1, "context_length", "episodes_per_iteration", "replay_capacity", "reset_trajectories",
+            "reset_points", "subtrajectory_length", "subtrajectory_capacity", "batch_size", "passes",
         )  # fmt: skip
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 class GRPO:
@@ -151,9 +144,8 @@ class GRPO:
         members, returns, valid = self._grow_groups(simulator, points)  # 6
         scale, baseline = self.config.advantage_scale, self.config.baseline
         advantages = group_advantages(returns, valid=valid, scale=scale, baseline=baseline)  # 7
-        self._remember(
-            members, advantages.float(), outside_margin(returns, self.config.return_margin, valid=valid)
-        )  # 8
+        keep = outside_margin(returns, self.config.return_margin, valid=valid)
+        self.metrics.set("rollout/dropped", remember(self.buffer, members, advantages, keep, self.iteration))  # 8
         self._optimise()  # 9
         self.iteration += 1
         self.update.end_iteration(self.iteration)
@@ -222,27 +214,14 @@ class GRPO:
         groups = (-1, config.group_size)
         return concatenate([points.history, sampled], 1), returns.view(groups), ~rollout.faulty.view(groups)
 
-    def _remember(
-        self, members: Steps, advantages: Float[Tensor, "groups group"], keep: Bool[Tensor, "groups group"]
-    ) -> None:
-        """Stores the members to `keep`; the oldest fall out."""
-        kept = keep.flatten().nonzero().squeeze(1)
-        rows = {name: value[kept] for name, value in vars(members).items()}
-        iteration = torch.full((len(kept),), self.iteration)
-        self.buffer.extend({**rows, "advantages": advantages.flatten()[kept], "iteration": iteration})
-        self.metrics.set("rollout/dropped", 1 - len(kept) / keep.numel())
-
     def _optimise(self) -> None:
-        """Passes over the sub-trajectory buffer in random order, maximising Eq. 3."""
-        config, unchanged = self.config, True
-        for _ in range(config.passes):
-            order = torch.randperm(len(self.buffer), generator=self.generator)
-            for index in order.split(config.batch_size) if len(order) else ():
-                rows = self.buffer.take(index)
-                advantages, iteration = rows.pop("advantages"), rows.pop("iteration")
-                fresh = iteration == self.iteration if unchanged else None
-                self.metrics.add_update(self.update.step(Steps(**rows), advantages, self.generator, fresh))
-                unchanged = False
+        """Learns from the members remembered, and tells what came of it."""
+        passes, batch_size = self.config.passes, self.config.batch_size
+        for told in optimise(
+            self.buffer, self.update, passes=passes, batch_size=batch_size, iteration=self.iteration,
+            generator=self.generator,
+        ):  # fmt: skip
+            self.metrics.add_update(told)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what the next iteration does, except the simulator."""

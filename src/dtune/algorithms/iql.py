@@ -21,6 +21,7 @@ from torch import Tensor
 from dtune.algorithms.collect import joined
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.supervised import training
+from dtune.checks import at_least, one_of
 from dtune.data.datasets import Dataset, check_fits
 from dtune.data.experience import TransitionReplay, return_unit
 from dtune.data.steps import concatenate, empty_steps
@@ -75,12 +76,9 @@ class IQLConfig:
     """Environment steps an iteration, at least: it ends with the episode that reaches them."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("batch_size", 1), ("width", 1), ("replay_capacity", 1), ("pretraining_updates", 0),
-            ("updates_per_offline_iteration", 1), ("episodes_at_once", 1), ("updates_per_step", 0),("min_steps", 1),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, 1, "batch_size", "width", "replay_capacity", "updates_per_offline_iteration", "episodes_at_once")
+        at_least(self, 1, "min_steps")
+        at_least(self, 0, "pretraining_updates", "updates_per_step")
         if not (0 < self.expectile < 1 and 0 < self.polyak <= 1 and 0 <= self.gamma <= 1):
             raise ConfigError(
                 "expectile, polyak and gamma are shares of 1, the first below it, got"
@@ -93,8 +91,7 @@ class IQLConfig:
             )
         if not abs(self.reward_shift) < float("inf"):
             raise ConfigError(f"reward_shift must be a finite number, got {self.reward_shift}: 0 turns it off")
-        if self.reward_scaling not in get_args(RewardScaling):
-            raise ConfigError(f"reward_scaling must be one of {get_args(RewardScaling)}, got {self.reward_scaling!r}")
+        one_of(self, reward_scaling=get_args(RewardScaling))
 
 
 def make_policy(

@@ -15,16 +15,12 @@ import torch
 
 from dtune.algorithms.collect import collect_dataset
 from dtune.algorithms.metrics import Metrics
-from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate
+from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate, online_imitation
+from dtune.checks import at_least
 from dtune.data.datasets import Dataset, drop_lowest_return
 from dtune.data.trajectories import TrajectoryReplay
 from dtune.envs.simulator import Simulator
-from dtune.errors import ConfigError
 from dtune.models.policy import TrainablePolicy
-
-
-def _update() -> SupervisedConfig:
-    return SupervisedConfig(weight_decay=5e-4, grad_norm_clip=0.25, updates_per_iteration=300)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +41,12 @@ class ODTConfig:
     """Trajectories remembered, 𝒯, offline ones included. Raising it keeps old data longer."""
     pretraining_updates: int = 5000
     """Gradient steps of the pretraining, which the warm-up of the learning rate goes on from."""
-    update: SupervisedConfig = field(default_factory=_update)
+    update: SupervisedConfig = field(default_factory=online_imitation)
     """How windows are drawn and the policy is fitted to them."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("context_length", 1), ("episodes_per_iteration", 1), ("min_steps", 0), ("replay_capacity", 1),
-            ("pretraining_updates", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, 1, "context_length", "episodes_per_iteration", "replay_capacity")
+        at_least(self, 0, "min_steps", "pretraining_updates")
 
 
 class ODT:

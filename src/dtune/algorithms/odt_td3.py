@@ -22,8 +22,9 @@ from torch import Tensor
 
 from dtune.algorithms.collect import collect_dataset
 from dtune.algorithms.metrics import Metrics
-from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate, training
+from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate, online_imitation, training
 from dtune.algorithms.td3 import CriticConfig, TD3Critic
+from dtune.checks import at_least
 from dtune.data.datasets import Dataset, drop_lowest_return
 from dtune.data.steps import Steps
 from dtune.data.trajectories import TrajectoryReplay
@@ -33,10 +34,6 @@ from dtune.errors import ConfigError
 from dtune.functional.objectives import masked_mean
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import TrainablePolicy
-
-
-def _update() -> SupervisedConfig:
-    return SupervisedConfig(weight_decay=5e-4, grad_norm_clip=0.25, updates_per_iteration=300)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,18 +66,14 @@ class ODTTD3Config:
     time_limits_end: bool = True
     """Whether online trajectories that the clock cut count as terminated for the critics, as in the original code;
     otherwise their last step is left out."""
-    update: SupervisedConfig = field(default_factory=_update)
+    update: SupervisedConfig = field(default_factory=online_imitation)
     """How windows are drawn and the policy is moved; its entropy constraint is for `stochastic`."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """How the critics are learned, on batches of `update.batch_size` windows."""
 
     def __post_init__(self) -> None:
-        for name, least in (
-            ("context_length", 1), ("episodes_per_iteration", 1), ("min_steps", 0), ("replay_capacity", 1),
-            ("pretraining_updates", 0),
-        ):  # fmt: skip
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        at_least(self, 1, "context_length", "episodes_per_iteration", "replay_capacity")
+        at_least(self, 0, "min_steps", "pretraining_updates")
         for name in ("exploration_noise", "rl_coef", "supervised_coef"):
             if not 0 <= getattr(self, name) < float("inf"):  # said so, NaN is refused as well
                 raise ConfigError(f"{name} cannot be negative or infinite, got {getattr(self, name)}: 0 turns it off")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
+from dtune.checks import above_zero, at_least
 from dtune.data.buffers import Fifo
 from dtune.envs.rollout import Episodes, collect_episodes
 from dtune.envs.simulator import Simulator
@@ -60,9 +61,7 @@ class PPOConfig:
     the window's advantage is the mean over its actions."""
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "episodes_per_iteration", "replay_capacity", "updates_per_iteration"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, 1, "context_length", "episodes_per_iteration", "replay_capacity", "updates_per_iteration")
         if self.window_length is not None and self.window_length < 1:
             raise ConfigError(
                 f"window_length must be at least 1, got {self.window_length}: leave it out to use c_online"
@@ -71,9 +70,7 @@ class PPOConfig:
             raise ConfigError(f"batch_size must be at least 2 to normalise advantages over, got {self.batch_size}")
         if not (0 < self.gamma <= 1 and 0 <= self.gae_lambda <= 1):
             raise ConfigError(f"gamma and gae_lambda are shares in [0, 1], got {self.gamma} and {self.gae_lambda}")
-        for name in ("value_learning_rate", "value_width", "value_scale"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        above_zero(self, "value_learning_rate", "value_width", "value_scale")
 
 
 class PPO:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from dtune.algorithms.metrics import Metrics
+from dtune.checks import at_least
 from dtune.envs.simulator import Simulator
-from dtune.errors import ConfigError
 from dtune.models.policy import TrainablePolicy
 
 
@@ -22,8 +22,7 @@ class PretrainedConfig:
     """Steps of history the policy reads when it acts."""
 
     def __post_init__(self) -> None:
-        if self.context_length < 1:
-            raise ConfigError(f"context_length must be at least 1, got {self.context_length}")
+        at_least(self, 1, "context_length")
 
 
 class Pretrained:

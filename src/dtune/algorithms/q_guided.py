@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from dtune.algorithms.members import optimise, remember
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import draw_points
 from dtune.algorithms.td3 import CriticConfig, TD3Critic
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
+from dtune.checks import at_least, comparable_group, one_of
 from dtune.data.buffers import Fifo
 from dtune.data.datasets import Dataset, drop_lowest_return, recorded
 from dtune.data.steps import Steps
@@ -27,7 +29,7 @@ from dtune.data.transitions import asked_returns_to_go, sample_transitions
 from dtune.envs.rollout import Episodes, collect_episodes
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError
-from dtune.functional.advantages import AdvantageScale, group_advantages, outside_margin
+from dtune.functional.advantages import AdvantageScale, Baseline, group_advantages, outside_margin
 from dtune.functional.sampling import independent_noise, mirrored_noise
 from dtune.models.policy import TrainablePolicy
 
@@ -58,6 +60,8 @@ class QGuidedConfig:
     """What an action is worth: Q₁, which TD3's own policy climbs, or the smaller of both, which errs downwards."""
     advantage_scale: AdvantageScale = "group"
     """What an action's distance from its group's mean is divided by, as in GRPO-DT."""
+    baseline: Baseline = "mean"
+    """What an action is compared with, as in GRPO-DT."""
     return_margin: float | None = None
     """Actions whose value is this close to their group's mean are dropped, Δ_r, in the critics' reward units; None
     drops none."""
@@ -84,30 +88,21 @@ class QGuidedConfig:
     """How the policy is moved. A sub-trajectory is one action: all kinds of ratio are the same."""
 
     def __post_init__(self) -> None:
-        counts = (
-            "context_length", "episodes_per_iteration", "replay_capacity", "state_trajectories", "states",
+        at_least(
+            self, 1, "context_length", "episodes_per_iteration", "replay_capacity", "state_trajectories", "states",
             "action_capacity", "batch_size", "passes", "critic_updates", "critic_batch_size", "critic_replay_capacity",
         )  # fmt: skip
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.group_size < 2:
-            raise ConfigError(
-                f"group_size must be at least 2, got {self.group_size}: one alone has no group to be compared with"
-            )
-        if self.mirrored and self.group_size % 2:
-            raise ConfigError(f"mirrored members come in pairs: group_size must be even, got {self.group_size}")
+        comparable_group(self)
         if self.return_margin is not None and not self.return_margin >= 0:
             raise ConfigError(f"return_margin is a distance and cannot be negative, got {self.return_margin}")
-        choices = {
-            "state_selection": ("active", "uniform"),
-            "value": ("first", "min"),
-            "advantage_scale": get_args(AdvantageScale),
-            "critic_returns_to_go": ("asked", "hindsight"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
+        one_of(
+            self,
+            state_selection=("active", "uniform"),
+            value=("first", "min"),
+            advantage_scale=get_args(AdvantageScale),
+            baseline=get_args(Baseline),
+            critic_returns_to_go=("asked", "hindsight"),
+        )
 
 
 class QGuidedGRPO:
@@ -237,28 +232,22 @@ class QGuidedGRPO:
         return members, values
 
     def _remember(self, members: Steps, values: Float[Tensor, "groups group"]) -> None:
-        """Stores members with their advantages (Eq. 2), but those within the margin; the oldest fall out."""
-        advantages = group_advantages(values, scale=self.config.advantage_scale).float()
+        """Stores members with their advantages (Eq. 2), but those within the margin."""
+        config = self.config
+        advantages = group_advantages(values, scale=config.advantage_scale, baseline=config.baseline)
         keep = torch.ones_like(values, dtype=torch.bool)
-        if self.config.return_margin is not None:
-            keep = outside_margin(values, self.config.return_margin)
-        kept = keep.flatten().nonzero().squeeze(1)
-        rows = {name: value[kept] for name, value in vars(members).items()}
-        iteration = torch.full((len(kept),), self.iteration)
-        self.buffer.extend({**rows, "advantages": advantages.flatten()[kept], "iteration": iteration})
-        self.metrics.set("rollout/dropped", 1 - len(kept) / keep.numel())
+        if config.return_margin is not None:
+            keep = outside_margin(values, config.return_margin)
+        self.metrics.set("rollout/dropped", remember(self.buffer, members, advantages, keep, self.iteration))
 
     def _optimise(self) -> None:
-        """Passes over the remembered actions in random order, maximising Eq. 3."""
-        config, unchanged = self.config, True
-        for _ in range(config.passes):
-            order = torch.randperm(len(self.buffer), generator=self.generator)
-            for index in order.split(config.batch_size) if len(order) else ():
-                rows = self.buffer.take(index)
-                advantages, iteration = rows.pop("advantages"), rows.pop("iteration")
-                fresh = iteration == self.iteration if unchanged else None
-                self.metrics.add_update(self.update.step(Steps(**rows), advantages, self.generator, fresh))
-                unchanged = False
+        """Learns from the actions remembered, and tells what came of it."""
+        passes, batch_size = self.config.passes, self.config.batch_size
+        for told in optimise(
+            self.buffer, self.update, passes=passes, batch_size=batch_size, iteration=self.iteration,
+            generator=self.generator,
+        ):  # fmt: skip
+            self.metrics.add_update(told)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what the next iteration does, except the simulator and the dataset."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.update import EntropyDual, OptimizerName, make_optimizer
+from dtune.checks import above_zero, at_least, one_of
 from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
 from dtune.envs.simulator import Simulator
@@ -54,20 +55,19 @@ class SupervisedConfig:
     """Which expectile of the returns achieved a policy that predicts its return-to-go learns: near 1, the best."""
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "batch_size", "updates_per_iteration"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "grad_norm_clip", "entropy_coef"):
-            if not getattr(self, name) > 0:  # said so, NaN is refused as well
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        at_least(self, 1, "context_length", "batch_size", "updates_per_iteration")
+        above_zero(self, "learning_rate", "grad_norm_clip", "entropy_coef")
         for name in ("warmup_updates", "weight_decay", "entropy_coef_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
         if not 0 < self.return_expectile < 1:
             raise ConfigError(f"return_expectile is a share in (0, 1), got {self.return_expectile}: 0.5 is the mean")
-        if self.optimizer not in get_args(OptimizerName):
-            choices = ", ".join(get_args(OptimizerName))
-            raise ConfigError(f"optimizer must be one of {choices}, got {self.optimizer!r}")
+        one_of(self, optimizer=get_args(OptimizerName))
+
+
+def online_imitation() -> SupervisedConfig:
+    """How ODT and ODT+TD3 imitate while online, as Yan et al. (2024) have it for Hopper."""
+    return SupervisedConfig(weight_decay=5e-4, grad_norm_clip=0.25, updates_per_iteration=300)
 
 
 class SupervisedUpdate:

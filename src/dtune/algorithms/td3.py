@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dtune.checks import above_zero
 from dtune.data.datasets import Dataset, check_fits
 from dtune.data.transitions import Transitions, sample_transitions
 from dtune.errors import ConfigError, NumericError
@@ -51,9 +52,7 @@ class CriticConfig:
     """Critic steps on the offline data before the first iteration."""
 
     def __post_init__(self) -> None:
-        for name in ("width", "learning_rate", "polyak", "policy_interval", "reward_scale"):
-            if not getattr(self, name) > 0:  # said so, NaN is refused as well
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        above_zero(self, "width", "learning_rate", "polyak", "policy_interval", "reward_scale")
         for name in ("weight_decay", "smoothing_std", "smoothing_limit", "offline_updates"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")

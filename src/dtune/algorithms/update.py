@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from dtune.checks import above_zero, at_least, one_of
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.objectives import (
@@ -65,9 +66,7 @@ class UpdateConfig:
     """Lower bound on the mean policy entropy, ρ, in nats summed over action dimensions. None: -dim(A)."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "clip_range", "grad_norm_clip", "entropy_coef"):
-            if not getattr(self, name) > 0:  # said so, NaN is refused as well
-                raise ConfigError(f"{name} must be above 0, got {getattr(self, name)}: set a positive number")
+        above_zero(self, "learning_rate", "clip_range", "grad_norm_clip", "entropy_coef")
         if self.clip_range_high is not None and not self.clip_range_high > 0:
             raise ConfigError(
                 f"clip_range_high must be above 0, got {self.clip_range_high}: leave it out to use clip_range"
@@ -75,13 +74,8 @@ class UpdateConfig:
         for name in ("decay_updates", "final_learning_rate", "weight_decay", "kl_coef", "entropy_coef_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
-        for name, choices in (("optimizer", get_args(OptimizerName)), ("ratio", get_args(Ratio))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if self.reference_sync_interval < 1:
-            raise ConfigError(
-                f"reference_sync_interval counts iterations and must be at least 1, got {self.reference_sync_interval}"
-            )
+        one_of(self, optimizer=get_args(OptimizerName), ratio=get_args(Ratio))
+        at_least(self, 1, "reference_sync_interval")
 
 
 class EntropyDual:

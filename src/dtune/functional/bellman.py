@@ -81,4 +81,5 @@ def soft_update(target: list[Tensor], source: list[Tensor], polyak: float) -> No
         source: tensors followed, θ, in the same order.
         polyak: τ in [0, 1]; 1 copies.
     """
-    torch._foreach_lerp_(target, source, polyak)
+    for tensor, followed in zip(target, source, strict=True):
+        tensor.lerp_(followed, polyak)

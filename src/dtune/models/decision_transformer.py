@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear, relu, scaled_dot_product_attention, silu
 
+from dtune.checks import at_least
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.distributions import TanhNormal
@@ -53,9 +54,7 @@ class DecisionTransformerConfig:
     have them); later ones share the last. 0: none, as in the paper."""
 
     def __post_init__(self) -> None:
-        for name in ("observation_dim", "action_dim", "context_length", "layers", "heads", "width"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, 1, "observation_dim", "action_dim", "context_length", "layers", "heads", "width")
         if self.width % self.heads:
             raise ConfigError(
                 f"width must be a multiple of heads, got {self.width} and {self.heads}: change one of them"

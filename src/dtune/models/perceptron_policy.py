@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dtune.checks import at_least
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.critics import initialise_linear
@@ -33,9 +34,7 @@ class PerceptronPolicyConfig:
     """Probability of dropping a hidden unit, in training mode only."""
 
     def __post_init__(self) -> None:
-        for name in ("observation_dim", "action_dim", "width", "layers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        at_least(self, 1, "observation_dim", "action_dim", "width", "layers")
         if self.context_length != 1:
             raise ConfigError(
                 f"a perceptron reads the present step only: context_length must be 1, got {self.context_length}"

@@ -1,0 +1,52 @@
+"""Rules that settings have to keep, said the same way everywhere."""
+
+from typing import Any
+
+from dtune.errors import ConfigError
+
+
+def at_least(config: Any, least: int, *names: str) -> None:
+    """Refuses a config of which one of the fields `names` is below `least`.
+
+    Raises:
+        ConfigError: that names the field, the rule and the value.
+    """
+    for name in names:
+        if not getattr(config, name) >= least:  # said so, NaN is refused as well
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def above_zero(config: Any, *names: str) -> None:
+    """Refuses a config of which one of the fields `names` is 0, negative or NaN.
+
+    Raises:
+        ConfigError: that names the field, the rule and the value.
+    """
+    for name in names:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} must be above 0, got {getattr(config, name)}: set a positive number")
+
+
+def one_of(config: Any, **choices: tuple[str, ...]) -> None:
+    """Refuses a config of which a field is none of its choices.
+
+    Raises:
+        ConfigError: that names the field, what may be chosen and the value.
+    """
+    for name, known in choices.items():
+        if getattr(config, name) not in known:
+            raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(config, name)!r}")
+
+
+def comparable_group(config: Any) -> None:
+    """Refuses groups of one, and mirrored groups of an odd number.
+
+    Raises:
+        ConfigError: that says why.
+    """
+    if config.group_size < 2:
+        raise ConfigError(
+            f"group_size must be at least 2, got {config.group_size}: one alone has no group to be compared with"
+        )
+    if config.mirrored and config.group_size % 2:
+        raise ConfigError(f"mirrored members come in pairs: group_size must be even, got {config.group_size}")
