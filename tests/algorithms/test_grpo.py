@@ -113,6 +113,15 @@ def test_reset_points_of_a_trajectory_are_different_steps():
     assert all(len({tuple(point) for point in drawn}) == 8 for drawn in points.tolist())
 
 
+def test_whole_trajectories_start_at_the_start():
+    algorithm, simulator = grpo(reset_selection="start", reset_points=2), Witness()
+    algorithm.iterate(simulator)
+    assert (simulator.grown[-1].starts[:, 2] == 0).all()
+    algorithm, simulator = grpo(reset_selection="uniform", reset_points=2), Witness()
+    algorithm.iterate(simulator)
+    assert (simulator.grown[-1].starts[:, 2] > 0).any()
+
+
 # --- line 6: groups -----------------------------------------------------------------------------------------------
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dtune.algorithms.members import optimise, remember
 from dtune.algorithms.metrics import Metrics
-from dtune.algorithms.points import draw_points
+from dtune.algorithms.points import Selection, draw_points
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.checks import at_least, comparable_group, one_of
 from dtune.data.buffers import Fifo
@@ -54,8 +54,9 @@ class GRPOConfig:
     """Full trajectories drawn from them each iteration, |B|, in proportion to their length."""
     reset_points: int = 4
     """Reset points on each of those, K."""
-    reset_selection: Literal["active", "uniform"] = "active"
-    """Where: preferring steps at which the policy's variance is high, or anywhere (Fig. 2d)."""
+    reset_selection: Selection = "active"
+    """Where: preferring steps at which the policy's variance is high, or anywhere (Fig. 2d), or at the start alone,
+    which makes whole trajectories of sub-trajectories as long as the horizon (Fig. 2a)."""
     reset_context: Literal["fresh", "parent"] = "fresh"
     """What the policy remembers at a reset point when its context is longer than 1: nothing, or the parent's steps."""
     shared_start: bool = True
@@ -106,7 +107,7 @@ class GRPOConfig:
             raise ConfigError(f"lookahead_noise is a scale and cannot be negative, got {self.lookahead_noise}")
         one_of(
             self,
-            reset_selection=("active", "uniform"),
+            reset_selection=get_args(Selection),
             reset_context=("fresh", "parent"),
             advantage_scale=get_args(AdvantageScale),
             baseline=get_args(Baseline),
@@ -175,7 +176,7 @@ class GRPO:
             config.reset_trajectories,
             each,
             self.generator,
-            active=config.reset_selection == "active",
+            config.reset_selection,
         )
         return ResetPoints.choose(
             episodes,

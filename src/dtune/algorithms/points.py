@@ -1,5 +1,7 @@
 """Where on remembered episodes to look again (Algorithm 1, lines 3 to 5)."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -9,8 +11,16 @@ from dtune.functional.sampling import draw_steps, reset_point_distribution
 from dtune.models.policy import TrainablePolicy
 
 
+Selection = Literal["active", "uniform", "start"]
+
+
 def draw_points(
-    policy: TrainablePolicy, episodes: Episodes, count: int, each: int, generator: torch.Generator, *, active: bool
+    policy: TrainablePolicy,
+    episodes: Episodes,
+    count: int,
+    each: int,
+    generator: torch.Generator,
+    selection: Selection,
 ) -> tuple[Int64[Tensor, "count"], Int64[Tensor, "count each"]]:
     """Draws `count` episodes in proportion to their length, with replacement, and `each` steps on every one.
 
@@ -18,18 +28,22 @@ def draw_points(
         policy: whose variance is asked for; in evaluation mode.
         episodes: to draw from, at least one.
         count: draws of an episode.
-        each: steps a draw, without replacement where the episode has as many.
+        each: steps a draw, without replacement where as many may be drawn.
         generator: draws both.
-        active: prefer steps at which the policy's variance is high (Sec. 3.2); otherwise any step.
+        selection: "active" prefers steps at which the policy's variance is high (Sec. 3.2), "uniform" takes any,
+            "start" the first alone.
 
     Returns:
         The episode of each draw, and its steps.
     """
     rows = torch.multinomial(episodes.lengths.float(), count, replacement=True, generator=generator)
-    variance = torch.zeros(*episodes.steps.mask.shape, policy.action_dim)
-    if active:
+    allowed = episodes.steps.mask.clone()
+    variance = torch.zeros(*allowed.shape, policy.action_dim)
+    if selection == "active":
         variance = _variance(policy, episodes, rows)
-    probabilities = reset_point_distribution(variance[rows], episodes.steps.mask[rows])
+    elif selection == "start":
+        allowed[:, 1:] = False
+    probabilities = reset_point_distribution(variance[rows], allowed[rows])
     return rows, draw_steps(probabilities, each, generator)
 
 

@@ -204,7 +204,7 @@ class QGuidedGRPO:
             config.state_trajectories,
             config.states,
             self.generator,
-            active=config.state_selection == "active",
+            config.state_selection,
         )
         before = torch.arange(1 - self.policy.context_length, 1) + steps.flatten()[:, None]
         return episodes.steps.gather(rows.repeat_interleave(config.states), before)
