@@ -10,7 +10,6 @@ from dtune.envs.rollout import Episodes
 from dtune.functional.sampling import draw_steps, reset_point_distribution
 from dtune.models.policy import TrainablePolicy
 
-
 Selection = Literal["active", "uniform", "start"]
 
 
