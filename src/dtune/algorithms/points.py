@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from dtune.envs.rollout import Episodes
+from dtune.envs.rollout import MAX_ROWS, Episodes
 from dtune.functional.sampling import draw_steps, reset_point_distribution
-from dtune.models.policy import TrainablePolicy
+from dtune.models.policy import TrainablePolicy, actor_of
 
 Selection = Literal["active", "uniform", "start"]
 
@@ -55,5 +55,7 @@ def _variance(policy: TrainablePolicy, episodes: Episodes, rows: Int64[Tensor, "
     drawn[rows] = True
     row, step = (mask & drawn[:, None]).nonzero(as_tuple=True)
     before = torch.arange(1 - policy.context_length, 1) + step[:, None]
-    variance[row, step] = policy(episodes.steps.gather(row, before))[:, -1].std.square()
+    actor = actor_of(policy)
+    for some in torch.arange(len(row)).split(MAX_ROWS):
+        variance[row[some], step[some]] = actor(episodes.steps.gather(row[some], before[some])).std.square()
     return variance

@@ -1,7 +1,7 @@
 """A policy walking through a simulator: two ways in, one way forward."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -9,96 +9,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dtune.data.steps import Steps, concatenate, empty_steps
+from dtune.envs.episodes import Episodes, ResetPoints
 from dtune.envs.simulator import Outcome, Restorable, Simulator
 from dtune.functional.sampling import independent_noise
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import Policy, ReturnPredictor
+from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor
+
+__all__ = ["MIN_ROWS", "Episodes", "ResetPoints", "Rollout", "collect_episodes"]
 
 MIN_ROWS = 16
 """Rows a policy is asked for at least."""
-
-
-@dataclass(frozen=True)
-class Episodes:
-    """Full trajectories, one a row, padded at the end to the simulator's horizon."""
-
-    steps: Steps
-    snapshots: Float[Tensor, "batch time snapshot"]  # of the simulator before each step; width 0 where not taken
-    final_observations: Float[Tensor, "batch obs"]  # what was seen after the last step
-    terminated: Bool[Tensor, "batch"]  # the task ended; False where only time ran out
-
-    def rows(self) -> dict[str, Tensor]:
-        """Everything by name, for a `Fifo`."""
-        others = {name: value for name, value in vars(self).items() if name != "steps"}
-        return {**vars(self.steps), **others}
-
-    @classmethod
-    def from_rows(cls, rows: dict[str, Tensor]) -> "Episodes":
-        """The inverse of `rows`."""
-        steps = Steps(**{field.name: rows[field.name] for field in fields(Steps)})
-        return cls(steps, rows["snapshots"], rows["final_observations"], rows["terminated"])
-
-    def __len__(self) -> int:
-        """Episodes."""
-        return len(self.terminated)
-
-    def take(self, rows: Int[Tensor, "taken"]) -> "Episodes":
-        """The episodes in `rows`, in that order."""
-        return Episodes.from_rows({name: value[rows] for name, value in self.rows().items()})
-
-    @property
-    def lengths(self) -> Int[Tensor, "batch"]:
-        """Steps in each."""
-        return self.steps.mask.sum(1)
-
-    @property
-    def returns(self) -> Float[Tensor, "batch"]:
-        """Undiscounted sum of rewards of each, in environment units."""
-        return (self.steps.rewards * self.steps.mask).sum(1, dtype=torch.float64)
-
-
-@dataclass(frozen=True)
-class ResetPoints:
-    """Steps to go back to, one a row: the pairs (sₖ, gₖ) of Algorithm 1 and all that belongs to them."""
-
-    snapshots: Float[Tensor, "batch snapshot"]
-    returns_to_go: Float[Tensor, "batch"]
-    timesteps: Int[Tensor, "batch"]
-    history: Steps  # the context_length - 1 steps before, padded in front
-
-    @classmethod
-    def choose(
-        cls,
-        episodes: Episodes,
-        rows: Int[Tensor, "points"],
-        steps: Int[Tensor, "points"],
-        history_length: int,
-        *,
-        fresh: bool = False,
-    ) -> "ResetPoints":
-        """Points at `steps` of the episodes in `rows`.
-
-        Args:
-            episodes: must have been collected with snapshots.
-            rows: an episode a point.
-            steps: a step of it a point, from 0.
-            history_length: steps before the point the policy will see, context_length - 1.
-            fresh: begin with an empty context instead of the parent's steps.
-        """
-        before = torch.arange(-history_length, 0) + steps[:, None]
-        if fresh:
-            before = torch.full_like(before, -1)
-        return cls(
-            snapshots=episodes.snapshots[rows, steps],
-            returns_to_go=episodes.steps.returns_to_go[rows, steps],
-            timesteps=episodes.steps.timesteps[rows, steps],
-            history=episodes.steps.gather(rows, before),
-        )
-
-    def repeat(self, times: int) -> "ResetPoints":
-        """Each point `times` times, copies side by side."""
-        again = {name: value.repeat_interleave(times, 0) for name, value in vars(self).items() if name != "history"}
-        return ResetPoints(**again, history=self.history.map(lambda x: x.repeat_interleave(times, 0)))
+MAX_ROWS = 4096
+"""Rows a policy is asked for at most, where many steps are looked at together: larger results leave the caches."""
 
 
 class Rollout:
@@ -131,8 +53,11 @@ class Rollout:
         self.faulty = torch.zeros(self.count, dtype=torch.bool)
         self.final_observations = observations.float()
         self.snapshots = torch.zeros(self.count, 0, 0, dtype=torch.float64)
+        self._predictor = policy if isinstance(policy, ReturnPredictor) else None
+        self._fast = policy if isinstance(policy, ActingPolicy) else None
         self._observations, self._history = observations.float(), history
         self._returns_to_go, self._timesteps = returns_to_go, timesteps
+        self._settle()
 
     @classmethod
     def begin(
@@ -168,6 +93,8 @@ class Rollout:
         draw: Callable[[tuple[int, ...], torch.Generator], Tensor] = independent_noise,
         act: Callable[[TanhNormal, Tensor], Tensor] = TanhNormal.sample_raw,
         snapshots: bool = False,
+        log_probs: bool = True,
+        dtype: torch.dtype = torch.float32,
     ) -> Steps:
         """Takes up to `steps` steps.
 
@@ -178,6 +105,9 @@ class Rollout:
             draw: gives the noise `[batch, steps, action]`, standard normal for each walk by itself.
             act: makes a raw action of the policy's distribution and the noise.
             snapshots: also keep the simulator's snapshots before each step (the simulator must be `Restorable`).
+            log_probs: also give the policy's own log-probabilities, which cost looking at every step again; zeros
+                without. Steps that nothing is learned from need none.
+            dtype: in which a policy may compute that can act in several, see `ActingPolicy`.
 
         Returns:
             The steps taken, `[batch, steps, ...]`, zeros and masked after a walk's end.
@@ -186,76 +116,99 @@ class Rollout:
         noise = None if generator is None else draw(shape, generator)
         taken = empty_steps(self.count, steps, self._observations.shape[1], self.policy.action_dim)
         self.snapshots = torch.zeros(self.count, 0, 0, dtype=torch.float64)
+        living, before = self.alive, self._history
+        actor = self._at_last if self._fast is None else self._fast.acting(dtype)
         for time in range(steps):
             if not len(self.alive):
                 break
             if snapshots:
                 self._keep_snapshots(time, steps)
-            self._take(time, taken, None if noise is None else noise[self.alive, time], act)
+            self._take(time, taken, None if noise is None else noise[self.alive, time], actor, act)
+        if log_probs and self._fast is not None:
+            self._add_log_probs(taken, living, before)
         return taken
+
+    def _at_last(self, window: Steps) -> TanhNormal:
+        return self.policy(window)[:, -1]
 
     def _take(
         self,
         time: int,
         taken: Steps,
         noise: Float[Tensor, "alive action"] | None,
+        actor: Actor,
         act: Callable[[TanhNormal, Tensor], Tensor],
     ) -> None:
         """One step of every living walk, written into `taken` at `time`."""
-        now = self._present()
-        distribution = self._act(now)
+        window = self._window()
+        distribution = self._asked(actor, window)
         raw = distribution.mean if noise is None else act(distribution, noise)
-        actions = raw.tanh()
-        outcome = self.simulator.step(actions)
-        now = replace(
-            now,
-            raw_actions=raw[:, None],
-            actions=actions[:, None],
-            rewards=outcome.rewards.float()[:, None],
-            log_probs=distribution.base_log_prob(raw)[:, None],
+        known = {"raw_actions": raw, "actions": raw.tanh()}
+        outcome = self.simulator.step(known["actions"])
+        known["rewards"] = outcome.rewards.float()
+        if self._fast is None:
+            known["log_probs"] = distribution.base_log_prob(raw)
+        rows = slice(None) if len(self.alive) == self.count else self.alive
+        seen = {name: getattr(window, name)[:, -1] for name in ("observations", "returns_to_go", "timesteps", "mask")}
+        for name, values in (seen | known).items():
+            getattr(taken, name)[rows, time] = values
+        if self.policy.context_length > 1:
+            now = replace(window.slice_time(-1), **{name: values[:, None] for name, values in known.items()})
+            self._history = concatenate([window.slice_time(1, -1), now], 1)
+        self._move_on(known["rewards"], outcome)
+
+    def _window(self) -> Steps:
+        """The last steps of the living and the present one, whose action is not chosen yet."""
+        now = Steps(
+            observations=self._observations[:, None],
+            returns_to_go=self._returns_to_go[:, None],
+            timesteps=self._timesteps[:, None],
+            **self._unknown,
         )
-        everyone = len(self.alive) == self.count
-        for name, values in vars(taken).items():
-            values[slice(None) if everyone else self.alive, time] = getattr(now, name)[:, 0]
-        self._move_on(now, outcome)
+        return concatenate([self._history, now], 1) if self.policy.context_length > 1 else now
 
-    def _act(self, now: Steps) -> TanhNormal:
-        """The policy's distribution at the present step of each living walk."""
-        return self.policy(self._window(now))[: len(now.mask), -1]
-
-    @torch.no_grad()
-    def _predict_return_to_go(self) -> None:
-        """Lets a policy that predicts what it will earn condition on that from the present step on."""
-        if isinstance(self.policy, ReturnPredictor) and len(self.alive):
-            window = self._window(self._present())
-            self._returns_to_go = self.policy.predict_return_to_go(window)[: len(self.alive), -1]
-
-    def _window(self, now: Steps) -> Steps:
-        """What the policy sees of the present step of each living walk, and spare rows up to `MIN_ROWS`.
+    def _asked(self, actor: Actor, window: Steps) -> TanhNormal:
+        """What `actor` says of the living, asked for spare rows as well up to `MIN_ROWS`.
 
         Matrix products of few rows take another path through the processor and round differently. Asking for at
         least `MIN_ROWS` rows makes a walk's actions the same, to the last bit, whoever walks beside it.
         """
-        window = concatenate([self._history, now], 1) if self.policy.context_length > 1 else now
-        count = len(now.mask)
-        return window if count >= MIN_ROWS else window.map(lambda x: x[torch.arange(MIN_ROWS) % count])
+        return actor(window) if self._company is None else actor(window.map(self._accompany))[: len(self.alive)]
 
-    def _present(self) -> Steps:
-        """The current step of the living, before an action is chosen."""
-        nothing = empty_steps(len(self.alive), 1, self._observations.shape[1], self.policy.action_dim)
-        return replace(
-            nothing,
-            observations=self._observations[:, None],
-            returns_to_go=self._returns_to_go[:, None],
-            timesteps=self._timesteps[:, None],
-            mask=torch.ones_like(nothing.mask),
-        )
+    def _accompany(self, values: Tensor) -> Tensor:
+        return values[self._company]
 
-    def _move_on(self, now: Steps, outcome: Outcome) -> None:
+    @torch.no_grad()
+    def _add_log_probs(self, taken: Steps, living: Int[Tensor, "living"], before: Steps) -> None:
+        """Writes down the likelihood of every action taken, from the window that an update will cut for it.
+
+        Args:
+            taken: steps, whose log-probabilities are still missing.
+            living: rows that walked in the first of them.
+            before: what these had done before that.
+        """
+        context, walked = self.policy.context_length, concatenate([before, taken.map(lambda x: x[living])], 1)
+        row, step = taken.mask[living].nonzero(as_tuple=True)
+        for index in torch.arange(len(row)).split(MAX_ROWS) if len(row) else ():
+            count, at = len(index), index if len(index) >= MIN_ROWS else torch.arange(MIN_ROWS) % len(index) + index[0]
+            windows = walked.gather(row[at], step[at, None] + torch.arange(context))
+            distribution = self.policy(windows)[:count, -1]
+            rows = row[index]
+            taken.log_probs[living[rows], step[index]] = distribution.base_log_prob(
+                walked.raw_actions[rows, step[index] + context - 1]
+            )
+
+    @torch.no_grad()
+    def _predict_return_to_go(self) -> None:
+        """Lets a policy that predicts what it will earn condition on that from the present step on."""
+        if self._predictor is not None and len(self.alive):
+            window = self._window()
+            window = window if self._company is None else window.map(self._accompany)
+            self._returns_to_go = self._predictor.predict_return_to_go(window)[: len(self.alive), -1]
+
+    def _move_on(self, rewards: Float[Tensor, "alive"], outcome: Outcome) -> None:
         """Makes what `outcome` says the present; the walks it ends leave, the others learn what to ask for next."""
-        if self.policy.context_length > 1:
-            self._history = concatenate([self._history, now], 1).slice_time(1)
-        self._returns_to_go = self.policy.next_return_to_go(self._returns_to_go, now.rewards[:, 0])
+        self._returns_to_go = self.policy.next_return_to_go(self._returns_to_go, rewards)
         self._observations, self._timesteps = outcome.observations.float(), self._timesteps + 1
         ended = outcome.terminated | outcome.truncated
         if ended.any():
@@ -273,6 +226,15 @@ class Rollout:
         self._history = self._history.map(lambda x: x[stay])
         self._observations, self._timesteps = self._observations[stay], self._timesteps[stay]
         self._returns_to_go = self._returns_to_go[stay]
+        self._settle()
+
+    def _settle(self) -> None:
+        """Lays out what is the same in every step of the walks now living: what is not known yet, and spare rows."""
+        count = len(self.alive)
+        nothing = vars(empty_steps(count, 1, 0, self.policy.action_dim))
+        self._unknown = {name: nothing[name] for name in ("raw_actions", "actions", "rewards", "log_probs")}
+        self._unknown["mask"] = torch.ones(count, 1, dtype=torch.bool)
+        self._company = torch.arange(MIN_ROWS) % count if 0 < count < MIN_ROWS else None
 
     def _keep_snapshots(self, time: int, steps: int) -> None:
         now = torch.from_numpy(cast(Restorable, self.simulator).snapshot())

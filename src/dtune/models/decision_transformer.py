@@ -4,27 +4,22 @@ One step is three tokens, (gₕ, sₕ, aₕ); the action is read off the state t
 about units lives in it: observations come in as the simulator gives them, returns in environment reward units.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import gelu, linear, relu, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 
 from dtune.checks import at_least
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.distributions import TanhNormal
+from dtune.models.policy import Actor
+from dtune.models.products import ACTIVATIONS, Activation, linear
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
-
-Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": silu, "relu": relu, "gelu": gelu, "gelu_tanh": partial(gelu, approximate="tanh"),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +67,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, dropout: float, activation: Activation = "silu"):
         super().__init__()
-        self.heads, self.dropout, self.activation = heads, dropout, _ACTIVATIONS[activation]
+        self.heads, self.dropout, self.activation = heads, dropout, ACTIVATIONS[activation]
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
@@ -82,30 +77,31 @@ class Block(nn.Module):
         self,
         x: Float[Tensor, "batch tokens width"],
         visible: Bool[Tensor, "batch 1 tokens tokens"] | None,
-        *,
-        last: bool,
+        asking: slice | None,
     ) -> Float[Tensor, "batch out width"]:
-        """Each token attends to the tokens `visible` to it; None: itself and all before it.
+        """Each token attends to the tokens `visible` to it (None: itself and all before it).
 
-        Behind the `last` block only the state tokens are read: there, only they ask, and only they come out.
+        Behind the last block only some tokens are read: there, only those `asking` ask, and only they come out.
         """
         width, normed = x.shape[-1], self.norm_attention(x)
-        asking = normed[:, 1::3] if last else normed
-        query = linear(asking, self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1))
+        if asking is not None:
+            x, visible = x[:, asking], None if visible is None else visible[:, :, asking]
+        asked = normed if asking is None else normed[:, asking]
+        query = linear(asked, self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1))
         keys = linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).unflatten(-1, (2, self.heads, -1))
         key, value = keys.permute(2, 0, 3, 1, 4)  # (B, N, 2, H, D) -> 2 of (B, H, N, D)
-        if last:
-            x, visible = x[:, 1::3], None if visible is None else visible[:, :, 1::3]
         attended = scaled_dot_product_attention(
             query.transpose(1, 2),
             key,
             value,
             visible,
             self.dropout if self.training else 0.0,
-            is_causal=visible is None and not last,  # one state token sees both tokens of its step
+            is_causal=visible is None and asking is None,  # one state token sees both tokens of its step
         )
-        x = x + self.drop(self.project(attended.transpose(1, 2).flatten(2)))  # (B, H, N, D) -> (B, N, H * D)
-        return x + self.drop(self.contract(self.activation(self.expand(self.norm_mlp(x)))))
+        attended = attended.transpose(1, 2).flatten(2)  # (B, H, N, D) -> (B, N, H * D)
+        x = x + self.drop(linear(attended, self.project.weight, self.project.bias))
+        hidden = self.activation(linear(self.norm_mlp(x), self.expand.weight, self.expand.bias))
+        return x + self.drop(linear(hidden, self.contract.weight, self.contract.bias))
 
 
 class DecisionTransformer(nn.Module):
@@ -173,10 +169,24 @@ class DecisionTransformer(nn.Module):
 
         The last step's action is never read, so its token is left out: at context 1, two tokens are exact.
         """
+        return self._distributions(context, asking=slice(1, None, 3))
+
+    def last(self, context: Steps) -> TanhNormal:
+        """π at the last step alone, `[batch, action]`: in the last block and behind it, only its state token."""
+        return self._distributions(context, asking=slice(-1, None))[:, 0]
+
+    def acting(self, dtype: torch.dtype = torch.float32) -> Actor:
+        """See `ActingPolicy`: at context 1, the return's keys and values are looked up; beyond, `last`."""
+        from dtune.models.acting import make_actor
+
+        return make_actor(self, dtype)
+
+    def _distributions(self, context: Steps, asking: slice) -> TanhNormal:
+        """At the state tokens that are `asking` behind the last block."""
         x = self.drop(self.norm_embedding(self._embed(context)))
         visible = None if context.mask.shape[1] == 1 else self._visible(context.mask)
         for block in self.blocks:
-            x = block(x, visible, last=block is self.blocks[-1])
+            x = block(x, visible, asking if block is self.blocks[-1] else None)
         states = self.norm_final(x)
         log_std = self.head_log_std(states).tanh()  # squashed into [LOG_STD_MIN, LOG_STD_MAX]
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std + 1)

@@ -1,8 +1,9 @@
 """What a decision transformer must offer to be finetuned."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -68,6 +69,33 @@ class ReturnPredictor(Policy, Protocol):
                 `actions` matter.
         """
         ...
+
+
+Actor = Callable[[Steps], TanhNormal]
+"""Of a window, π at its last step alone, `[batch, action]`."""
+
+
+@runtime_checkable
+class ActingPolicy(Policy, Protocol):
+    """A `Policy` with a faster way to act than to be asked about whole windows."""
+
+    def acting(self, dtype: torch.dtype = torch.float32) -> Actor:
+        """What acts as this policy does with its present weights, until they change.
+
+        It gives what the policy gives but for rounding, and a row's answer, to the last bit, does not depend on the
+        rows beside it. Importance ratios do not rest on it: log-probabilities to learn from are the policy's own.
+
+        Args:
+            dtype: float32, or a shorter one in which it may compute where no likelihood is asked for.
+        """
+        ...
+
+
+def actor_of(policy: Policy, dtype: torch.dtype = torch.float32) -> Actor:
+    """The fastest way to act as `policy`, whose weights do not change meanwhile."""
+    if isinstance(policy, ActingPolicy):
+        return policy.acting(dtype)
+    return lambda window: policy(window)[:, -1]
 
 
 @runtime_checkable

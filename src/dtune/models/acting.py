@@ -1,0 +1,243 @@
+"""A decision transformer that only acts: what its last token needs, of weights that stay as they are meanwhile.
+
+At context 1 a step is two tokens, g and s, and the return token attends to itself alone: its keys and values are, in
+every block, a function of one number, tabulated here. What is left is the state token's way through the blocks, in
+which attention over two tokens is a sigmoid:
+
+    softmax(q·k_g, q·k_s) = (p, 1 - p),  p = σ(q·(k_g - k_s)) = ½ (1 + tanh ½ q·(k_g - k_s))
+    attended = v_s + p (v_g - v_s)
+
+An actor is checked on the actual weights before it is used, and the next more careful one taken where it errs.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import embedding_bag, layer_norm
+
+from dtune.data.steps import Steps
+from dtune.models.decision_transformer import LOG_STD_MAX, LOG_STD_MIN, Block, DecisionTransformer
+from dtune.models.distributions import TanhNormal
+from dtune.models.policy import Actor
+from dtune.models.products import Activation, linear, packed
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.05}
+"""How far an actor's means and log-deviations may be from the policy's, on the probes."""
+POINTS = 256
+"""Returns in a table. The error of cubic interpolation falls with their fourth power; at 128 it is float32's own."""
+PROBES = 64
+
+Returns = Callable[[Float[Tensor, "rows"]], Float[Tensor, "rows all_keys_and_values"]]
+"""Keys and values of return tokens, those of one block behind those of another."""
+
+
+@dataclass(frozen=True)
+class CheckedActor:
+    """An `Actor` that has been compared with its policy.
+
+    Attributes:
+        kind: "tabulated", "direct", or "policy" itself.
+        error: the largest difference in a mean or a log-deviation, on the probes.
+    """
+
+    act: Actor
+    kind: str
+    error: float
+
+    def __call__(self, window: Steps) -> TanhNormal:
+        """π at the last step."""
+        return self.act(window)
+
+
+@torch.no_grad()
+def make_actor(policy: DecisionTransformer, dtype: torch.dtype = torch.float32) -> CheckedActor:
+    """The fastest actor that agrees with `policy` on the probes, within `TOLERANCE`.
+
+    Which one that is depends on the weights alone, so that all walks of one policy are walked by the same.
+    """
+    probes, candidates = _probes(policy), _candidates(policy, dtype)
+    expected = policy.last(probes)
+    for kind, make, tolerance in candidates:
+        actor = make()
+        error = _difference(actor(probes), expected)
+        if error <= tolerance:  # False for NaN
+            return CheckedActor(actor, kind, error)
+    return CheckedActor(policy.last, "policy", 0.0)
+
+
+def _candidates(policy: DecisionTransformer, dtype: torch.dtype) -> list[tuple[str, Callable[[], Actor], float]]:
+    """Name, maker and tolerance of each, the fastest first."""
+    dtypes = dict.fromkeys((dtype, torch.float32))
+    if policy.context_length > 1 or policy.embed_timestep is not None:  # the return token is no function of g alone
+        return [("policy", lambda: _autocast(policy, dtype), TOLERANCE[dtype])] if len(dtypes) > 1 else []
+    found: list[tuple[str, Callable[[], Actor], float]] = [
+        ("tabulated", lambda kind=kind: StateToken(policy, ReturnTable(policy), kind), TOLERANCE[kind])
+        for kind in dtypes
+    ]
+    return [*found, ("direct", lambda: StateToken(policy, lambda g: return_tokens(policy, g)), TOLERANCE[torch.float32])]
+
+
+def _autocast(policy: DecisionTransformer, dtype: torch.dtype) -> Actor:
+    def act(window: Steps) -> TanhNormal:
+        with torch.autocast("cpu", dtype):
+            answer = policy.last(window)
+        return TanhNormal(answer.mean.float(), answer.std.float())
+
+    return act
+
+
+def _difference(answer: TanhNormal, expected: TanhNormal) -> float:
+    means, spreads = answer.mean - expected.mean, answer.std.log() - expected.std.log()
+    return torch.stack([means, spreads]).abs().max().item()
+
+
+def _probes(policy: DecisionTransformer) -> Steps:
+    """Windows as the policy might see them, always the same: observations as in its data, all returns there are."""
+    generator, time = torch.Generator().manual_seed(0), policy.context_length
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(PROBES, time, *size, generator=generator)
+
+    actions, scalar = normal(policy.action_dim), normal()
+    angles = torch.linspace(-1.5, 1.5, PROBES)[:, None].expand(PROBES, time)
+    return Steps(
+        observations=policy.observation_mean + policy.observation_std * normal(len(policy.observation_mean)),
+        raw_actions=actions,
+        actions=actions.tanh(),
+        rewards=scalar,
+        returns_to_go=Angle.of(policy).inverse(angles),
+        log_probs=scalar,
+        timesteps=torch.arange(time).expand(PROBES, time),
+        mask=torch.ones(PROBES, time, dtype=torch.bool),
+    )
+
+
+@dataclass(frozen=True)
+class Angle:
+    """All returns on an interval: φ(g) = atan((g + shift) / unit), in (-π/2, π/2).
+
+    The return token enters the network as norm(w g + b). Less their means, w and b span a plane, and norm leaves only
+    the direction in it, which is φ: the tokens of all g, to infinity, lie evenly on half a circle.
+    """
+
+    shift: float
+    unit: float
+
+    @classmethod
+    def of(cls, policy: DecisionTransformer) -> "Angle":
+        """That of the network's return token."""
+        scale = policy.config.return_scale
+        slope, bias = policy.embed_return.weight[:, 0].double(), policy.embed_return.bias.double()
+        slope, bias = slope - slope.mean(), bias - bias.mean()
+        along = (slope @ bias) / (slope @ slope)
+        across = bias - along * slope
+        unit = ((across @ across + len(bias) * policy.norm_embedding.eps) / (slope @ slope)).sqrt()
+        return cls(float(along) / scale, float(unit) / scale)
+
+    def __call__(self, returns: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """φ(g)."""
+        return ((returns + self.shift) * (1 / self.unit)).atan_()
+
+    def inverse(self, angles: Float[Tensor, "*rows"]) -> Float[Tensor, "*rows"]:
+        """g of φ."""
+        return (angles.double().tan() * self.unit - self.shift).float()
+
+
+class ReturnTable:
+    """Keys and values of return tokens by cubic interpolation (Lagrange's) between `points` angles."""
+
+    def __init__(self, policy: DecisionTransformer, points: int = POINTS):
+        self.angle, self.points = Angle.of(policy), points
+        angles = (torch.arange(points).double() + 0.5) * (math.pi / points) - math.pi / 2
+        self.table = return_tokens(policy, self.angle.inverse(angles))
+        nodes = torch.arange(4).double() - 1.5
+        powers = torch.stack([nodes**power for power in range(4)])
+        self.weights = torch.linalg.inv(powers).T.float()  # powers of x -> weight of each node
+        self.powers, self.ahead = torch.arange(4.0), torch.arange(4)
+
+    def __call__(self, returns: Float[Tensor, "rows"]) -> Float[Tensor, "rows all_keys_and_values"]:
+        """Row i is entered between its points 1 and 2 of four, at x in [-½, ½]; at the ends, beside them."""
+        place = self.angle(returns).mul_(self.points / math.pi).add_(self.points / 2 - 1.5)
+        first = place.clamp(0, self.points - 4).long()
+        x = place.sub_(first).sub_(0.5)
+        weights = x[:, None].pow(self.powers) @ self.weights
+        return embedding_bag(first[:, None] + self.ahead, self.table, mode="sum", per_sample_weights=weights)
+
+
+def return_tokens(
+    policy: DecisionTransformer, returns: Float[Tensor, "rows"]
+) -> Float[Tensor, "rows all_keys_and_values"]:
+    """Keys and values of return tokens that see themselves alone."""
+    x = policy.norm_embedding(policy.embed_return(returns[:, None] * policy.config.return_scale))
+    width, found = x.shape[1], []
+    for block in policy.blocks:
+        assert isinstance(block, Block)
+        found.append(linear(block.norm_attention(x), block.qkv.weight[width:], block.qkv.bias[width:]))
+        if block is not policy.blocks[-1]:
+            x = x + linear(found[-1][:, width:], block.project.weight, block.project.bias)
+            hidden = block.activation(linear(block.norm_mlp(x), block.expand.weight, block.expand.bias))
+            x = x + linear(hidden, block.contract.weight, block.contract.bias)
+    return torch.cat(found, 1)
+
+
+class StateToken:
+    """An `Actor` at context 1: takes the state token through the blocks, past the return token's keys and values.
+
+    Args:
+        policy: its weights are packed for products.
+        returns: keys and values of the return tokens.
+        dtype: of the factors of the blocks' products; all else, and all sums, are in float32.
+    """
+
+    def __init__(self, policy: DecisionTransformer, returns: Returns, dtype: torch.dtype = torch.float32):
+        self.policy, self.returns = policy, returns
+        activation = policy.config.activation
+        self.embed = packed(policy.embed_observation.weight, policy.embed_observation.bias)
+        self.layers = [_StateBlock(block, activation, dtype) for block in policy.blocks]
+        mean, log_std = policy.head_mean, policy.head_log_std
+        self.heads = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
+
+    @torch.no_grad()
+    def __call__(self, window: Steps) -> TanhNormal:
+        policy = self.policy
+        keys = self.returns(window.returns_to_go[:, -1])
+        seen = (window.observations[:, -1] - policy.observation_mean) / policy.observation_std
+        x = _norm(self.embed(seen), policy.norm_embedding)
+        for block, known in zip(self.layers, keys.chunk(len(self.layers), 1), strict=True):
+            x = block(x, known)
+        mean, spread = self.heads(_norm(x, policy.norm_final)).chunk(2, 1)
+        half = 0.5 * (LOG_STD_MAX - LOG_STD_MIN)
+        return TanhNormal(mean.contiguous(), spread.tanh().mul_(half).add_(LOG_STD_MIN + half).exp_())
+
+
+class _StateBlock:
+    """A `Block` for a state token that sees itself and its return token."""
+
+    def __init__(self, block: Block, activation: Activation, dtype: torch.dtype):
+        width = block.project.in_features
+        scale = torch.ones(3 * width)
+        scale[:width] = 0.5 * (width / block.heads) ** -0.5
+        self.block, self.width, self.heads = block, width, block.heads
+        self.qkv = packed(block.qkv.weight * scale[:, None], block.qkv.bias * scale, dtype)
+        self.project = packed(block.project.weight, block.project.bias, dtype)
+        self.expand = packed(block.expand.weight, block.expand.bias, dtype, activation)
+        self.contract = packed(block.contract.weight, block.contract.bias, dtype)
+
+    def __call__(self, x: Float[Tensor, "rows width"], known: Float[Tensor, "rows double"]) -> Tensor:
+        width, heads = self.width, (self.heads, -1)
+        own = self.qkv(_norm(x, self.block.norm_attention)).float()
+        beyond = known - own[:, width:]  # of the return token, less the state token's own
+        scores = (own[:, :width] * beyond[:, :width]).unflatten(1, heads).sum(2, keepdim=True)
+        # not sigmoid, whose last few elements, where their number is odd, round differently from all others
+        share, values = scores.tanh_().add_(1), own[:, 2 * width :].unflatten(1, heads)
+        seen = torch.addcmul(values, share, beyond[:, width:].unflatten(1, heads), value=0.5)
+        x = x + self.project(seen.flatten(1))
+        return x + self.contract(self.expand(_norm(x, self.block.norm_mlp)))
+
+
+def _norm(x: Float[Tensor, "rows width"], norm: torch.nn.LayerNorm) -> Float[Tensor, "rows width"]:
+    return layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)

@@ -1,0 +1,105 @@
+"""Products with weight matrices on a CPU, by the faster of two libraries.
+
+PyTorch sends float32 products to its BLAS. Where that is Intel's MKL on another maker's processor, oneDNN, which comes
+with PyTorch as well, is up to two and a half times as fast; it also keeps weights packed and applies the activation on
+the way out. Below some size its calls cost more than they save. Which of them is used depends on the weight alone,
+never on how many rows it is multiplied with: a row's result is the same, to the last bit, in any company of at least
+16 rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+Activation = Literal["silu", "relu", "gelu", "gelu_tanh"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+}
+_FUSED = {None: ("none", ""), "silu": ("swish", ""), "relu": ("relu", ""), "gelu": ("gelu", "none"),
+          "gelu_tanh": ("gelu", "tanh")}  # fmt: skip
+"""What oneDNN calls them."""
+assert {*get_args(Activation), None} == {*_FUSED}
+
+LARGE = 2**15
+"""Numbers in a weight from which on oneDNN is worth its calls."""
+
+_onednn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+_pack: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+
+
+def linear(x: Float[Tensor, "... of"], weight: Float[Tensor, "to of"], bias: Float[Tensor, "to"]) -> Tensor:
+    """x Wᵀ + b, differentiable once."""
+    if _suits_onednn(x, weight) and not torch.is_autocast_enabled(x.device.type):
+        return _Linear.apply(x, weight, bias)
+    return functional.linear(x, weight, bias)
+
+
+def packed(
+    weight: Float[Tensor, "to of"],
+    bias: Float[Tensor, "to"],
+    dtype: torch.dtype = torch.float32,
+    activation: Activation | None = None,
+) -> Callable[[Float[Tensor, "rows of"]], Float[Tensor, "rows to"]]:
+    """x ↦ activation(x Wᵀ + b), without gradients, for a weight that does not change while the function is used.
+
+    Args:
+        weight: W.
+        bias: b.
+        dtype: that of the factors, to which `x` is rounded if need be, and of the result. Sums are in float32.
+        activation: None for none.
+    """
+    weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
+    if _suits_onednn(weight, weight) and _pack is not None and _onednn is not None:
+        name, algorithm = _FUSED[activation]
+        options: tuple[Any, ...] = (_pack(weight, 512), bias, name, [], algorithm)
+        multiply = _onednn
+        return lambda x: multiply(x.to(dtype), *options)
+    transposed, activate = weight.t(), ACTIVATIONS[activation] if activation else None
+    if activate is None:
+        return lambda x: torch.addmm(bias, x.to(dtype), transposed)
+    return lambda x: activate(torch.addmm(bias, x.to(dtype), transposed))
+
+
+def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is there for such factors, and faster than what PyTorch would call."""
+    return (
+        _onednn is not None
+        and torch.backends.mkldnn.enabled
+        and weight.numel() >= LARGE
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype
+        and x.dtype in (torch.float32, torch.bfloat16)
+    )
+
+
+class _Linear(torch.autograd.Function):
+    """x Wᵀ + b, and its gradients, by oneDNN."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        wanted, grad = ctx.needs_input_grad, grads[0]
+        rows = grad.flatten(0, -2)
+        return (
+            _product(grad, weight.t()) if wanted[0] else None,
+            _product(rows.t(), x.flatten(0, -2).t()) if wanted[1] else None,
+            rows.sum(0) if wanted[2] else None,
+        )
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    assert _onednn is not None
+    return _onednn(x, weight, bias, "none", [], "")
