@@ -47,7 +47,7 @@ def collect_dataset(
     parts: list[tuple[Episodes, Episodes]] = []
     count = episodes
     while count > 0:
-        sound, faulty = collect_episodes(policy, simulator, count, return_to_go, generator, act=act)
+        sound, faulty = collect_episodes(policy, simulator, count, return_to_go, generator, act=act, log_probs=False)
         parts.append((sound, faulty))
         together = [joined([part[which] for part in parts]) for which in (0, 1)]
         if not len(sound):

@@ -73,6 +73,10 @@ class GRPOConfig:
     """Scale of the lookahead's exploration noise, in the policy's own deviations, the same noise for all members of a
     group. 0 acts by the mean action (the paper), which prefers gaits that a little noise brings down; 1 scores members
     by the policy as it acts, which shakes what they did differently out of their returns."""
+    lookahead_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Numbers the network computes with in the lookahead. bfloat16 is up to twice as fast where the processor has
+    instructions for it and the network is large; it moves mean actions by about a hundredth, and nothing is learned
+    from them. A network it moves further looks ahead in float32."""
     gamma: float = 0.995
     """Discount of rewards over a sub-trajectory and its lookahead."""
     return_margin: float = 2.0
@@ -111,6 +115,7 @@ class GRPOConfig:
             reset_context=("fresh", "parent"),
             advantage_scale=get_args(AdvantageScale),
             baseline=get_args(Baseline),
+            lookahead_dtype=("float32", "bfloat16"),
         )
         at_least(
             self, 1, "context_length", "episodes_per_iteration", "replay_capacity", "reset_trajectories",
@@ -162,6 +167,7 @@ class GRPO:
             config.return_to_go,
             self.generator,
             snapshots=True,
+            log_probs=False,  # nothing is learned from these themselves
         )
         self.metrics.count_episodes(episodes, faulty)
         return episodes
@@ -204,6 +210,8 @@ class GRPO:
             simulator.horizon if config.relabel else config.lookahead_length,
             generator=self.generator if config.lookahead_noise else None,
             draw=partial(shared_noise, group_size=config.group_size, scale=config.lookahead_noise),
+            log_probs=False,
+            dtype=getattr(torch, config.lookahead_dtype),
         )
         walked = concatenate([sampled, lookahead], 1)
         counted = config.subtrajectory_length + config.lookahead_length

@@ -163,7 +163,7 @@ class QGuidedGRPO:
         """Rolls out full trajectories under the current policy, asking for `return_to_go`."""
         config = self.config
         episodes, faulty = collect_episodes(
-            self.policy, simulator, config.episodes_per_iteration, config.return_to_go, self.generator
+            self.policy, simulator, config.episodes_per_iteration, config.return_to_go, self.generator, log_probs=False
         )
         self.metrics.count_episodes(episodes, faulty)
         self.replay.extend(episodes.rows())

@@ -105,8 +105,8 @@ class Rollout:
             draw: gives the noise `[batch, steps, action]`, standard normal for each walk by itself.
             act: makes a raw action of the policy's distribution and the noise.
             snapshots: also keep the simulator's snapshots before each step (the simulator must be `Restorable`).
-            log_probs: also give the policy's own log-probabilities, which cost looking at every step again; zeros
-                without. Steps that nothing is learned from need none.
+            log_probs: give the policy's log-probabilities, for importance ratios. Of an `ActingPolicy` they cost
+                looking at every step again; without, they are zeros.
             dtype: in which a policy may compute that can act in several, see `ActingPolicy`.
 
         Returns:
@@ -253,6 +253,7 @@ def collect_episodes(
     sample: bool = True,
     act: Callable[[TanhNormal, Tensor], Tensor] = TanhNormal.sample_raw,
     snapshots: bool = False,
+    log_probs: bool = True,
 ) -> tuple[Episodes, Episodes]:
     """Walks `count` fresh episodes to their ends.
 
@@ -265,12 +266,19 @@ def collect_episodes(
         sample: draw actions from the policy; otherwise take its mode, as evaluations do.
         act: how they are drawn, see `Rollout.advance`.
         snapshots: keep what is needed to go back to any step.
+        log_probs: keep what importance ratios need, see `Rollout.advance`.
 
     Returns:
         The sound episodes, and the faulty ones: of those, believe nothing but their lengths.
     """
     rollout = Rollout.begin(policy, simulator, count, return_to_go, generator)
-    steps = rollout.advance(simulator.horizon, generator=generator if sample else None, act=act, snapshots=snapshots)
+    steps = rollout.advance(
+        simulator.horizon,
+        generator=generator if sample else None,
+        act=act,
+        snapshots=snapshots,
+        log_probs=log_probs,
+    )
     recorded = rollout.snapshots if snapshots else torch.zeros(count, simulator.horizon, 0, dtype=torch.float64)
     episodes = Episodes(steps, recorded, rollout.final_observations, rollout.terminated)
     sound, faulty = ((rollout.faulty == fault).nonzero().squeeze(1) for fault in (False, True))

@@ -78,7 +78,7 @@ class Evaluation:
         """Returns, lengths and D4RL-normalised scores by metric key; ± is the deviation over episodes."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         walked, faulty = collect_episodes(
-            policy, self.simulator, self.episodes, self.return_to_go, generator, sample=False
+            policy, self.simulator, self.episodes, self.return_to_go, generator, sample=False, log_probs=False
         )
         if len(faulty):
             raise NumericError(

@@ -85,18 +85,18 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        rows = x.flatten(0, -2).contiguous()  # where rows lie apart, oneDNN is many times slower
+        ctx.save_for_backward(rows, weight)
+        return _product(rows, weight, bias).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        wanted, grad = ctx.needs_input_grad, grads[0]
-        rows = grad.flatten(0, -2)
+        wanted, grad = ctx.needs_input_grad, grads[0].flatten(0, -2).contiguous()
         return (
-            _product(grad, weight.t()) if wanted[0] else None,
-            _product(rows.t(), x.flatten(0, -2).t()) if wanted[1] else None,
-            rows.sum(0) if wanted[2] else None,
+            _product(grad, weight.t()).view(*grads[0].shape[:-1], -1) if wanted[0] else None,
+            _product(grad.t(), x.t()) if wanted[1] else None,
+            grad.sum(0) if wanted[2] else None,
         )
 
 
