@@ -157,6 +157,7 @@ NUMBERS = [
     (GRPOConfig, "passes", 0),
     (GRPOConfig, "reset_selection", "actve"),
     (GRPOConfig, "reset_context", "none"),
+    (GRPOConfig, "lookahead_dtype", "float16"),
     (GRPOConfig, "advantage_scale", "all"),
     (GRPOConfig, "baseline", "median"),
     (GRPOConfig, "lookahead_noise", -0.5),

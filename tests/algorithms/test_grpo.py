@@ -249,3 +249,29 @@ def test_the_context_at_a_reset_point_is_empty_or_the_parents(reset_context):
         seen = min(step, 4) if reset_context == "parent" else 0
         assert rows["mask"][row, :4].tolist() == [False] * (4 - seen) + [True] * seen
         assert rows["actions"][row, 4 - seen : 4].equal(replay["actions"][episode, step - seen : step])
+
+
+# --- what the network computes with --------------------------------------------------------------------------------
+
+
+class Acting(TinyPolicy):
+    """Writes down in which numbers it is to act."""
+
+    asked: list[torch.dtype]
+
+    def acting(self, dtype: torch.dtype = torch.float32):
+        self.asked.append(dtype)
+        return lambda window: self(window)[:, -1]
+
+
+@pytest.mark.parametrize("lookahead", ["float32", "bfloat16"])
+def test_only_the_lookahead_may_compute_in_short_numbers(lookahead):
+    algorithm = grpo(lookahead_dtype=lookahead)
+    policy = Acting()
+    policy.asked = []
+    algorithm = GRPO(policy, algorithm.config, seeded(0))
+    metrics = algorithm.iterate(Witness())
+    collected, variance, sampled, ahead = policy.asked
+    assert {collected, variance, sampled} == {torch.float32}
+    assert ahead == getattr(torch, lookahead)
+    assert metrics["train/fresh_ratio_error"] < 1e-5

@@ -94,7 +94,7 @@ def test_company_changes_no_answer(size, dtype):
     assert actor.kind == "tabulated"
     whole = actor(asked)
     for count in (16, 17, 19, 31, 55, 64, 67, 129):
-        part = actor(asked.map(lambda x: x[:count]))
+        part = actor(asked.gather(torch.arange(count), torch.zeros(count, 1, dtype=torch.long)))
         assert torch.equal(part.mean, whole.mean[:count]), count
         assert torch.equal(part.std, whole.std[:count]), count
 

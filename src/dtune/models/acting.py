@@ -13,6 +13,8 @@ An actor is checked on the actual weights before it is used, and the next more c
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -74,12 +76,14 @@ def _candidates(policy: DecisionTransformer, dtype: torch.dtype) -> list[tuple[s
     """Name, maker and tolerance of each, the fastest first."""
     dtypes = dict.fromkeys((dtype, torch.float32))
     if policy.context_length > 1 or policy.embed_timestep is not None:  # the return token is no function of g alone
-        return [("policy", lambda: _autocast(policy, dtype), TOLERANCE[dtype])] if len(dtypes) > 1 else []
-    found: list[tuple[str, Callable[[], Actor], float]] = [
-        ("tabulated", lambda kind=kind: StateToken(policy, ReturnTable(policy), kind), TOLERANCE[kind])
-        for kind in dtypes
-    ]
-    return [*found, ("direct", lambda: StateToken(policy, lambda g: return_tokens(policy, g)), TOLERANCE[torch.float32])]
+        return [("policy", partial(_autocast, policy, dtype), TOLERANCE[dtype])] if len(dtypes) > 1 else []
+    looked_up = [("tabulated", partial(_by_table, policy, kind), TOLERANCE[kind]) for kind in dtypes]
+    direct = partial(StateToken, policy, partial(return_tokens, policy))
+    return [*looked_up, ("direct", direct, TOLERANCE[torch.float32])]
+
+
+def _by_table(policy: DecisionTransformer, dtype: torch.dtype) -> Actor:
+    return StateToken(policy, ReturnTable(policy), dtype)
 
 
 def _autocast(policy: DecisionTransformer, dtype: torch.dtype) -> Actor:
@@ -200,11 +204,12 @@ class StateToken:
         self.policy, self.returns = policy, returns
         activation = policy.config.activation
         self.embed = packed(policy.embed_observation.weight, policy.embed_observation.bias)
-        self.layers = [_StateBlock(block, activation, dtype) for block in policy.blocks]
+        self.layers = [_StateBlock(cast(Block, block), activation, dtype) for block in policy.blocks]
         mean, log_std = policy.head_mean, policy.head_log_std
         self.heads = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
 
     def __call__(self, window: Steps) -> TanhNormal:
+        """π at the last step."""
         policy = self.policy
         keys = self.returns(window.returns_to_go[:, -1])
         seen = (window.observations[:, -1] - policy.observation_mean) / policy.observation_std

@@ -72,7 +72,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is there for such factors, and faster than what PyTorch would call."""
     return (
         _onednn is not None
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and weight.numel() >= LARGE
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
