@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mujoco.batch import Batch
@@ -58,3 +59,56 @@ def test_all_contestants_go_the_same_way(worlds, name, monkeypatch):
 def test_worlds_that_are_the_same_are_measured_once(worlds):
     assert {"hopper", "walker2d", "ant", "antmaze-umaze"} <= set(worlds.worlds())
     assert "antmaze-umaze-diverse" not in worlds.worlds()
+
+
+# ---- speed.py
+
+
+@pytest.fixture
+def speed(monkeypatch, one_thread):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    for name in ("speed", "acting", "naive", "worlds"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("speed")
+    for name in ("speed", "acting", "naive", "worlds"):
+        sys.modules.pop(name, None)
+
+
+def test_every_row_of_the_table_of_ratios_can_be_had_by_itself(speed, monkeypatch, tmp_path, capsys):
+    assert list(speed.ROWS) == ["rollout", "physics", "iteration", "gemm", "walks", "memory", "small"]
+    expected = {"rollout": 2, "physics": 1, "iteration": 2, "gemm": 4, "walks": 2, "small": 1}
+    for row, lines in expected.items():
+        out = tmp_path / f"{row}.csv"
+        monkeypatch.setattr(sys, "argv", ["speed.py", "--quick", "--threads", "1", "--rows", row, "--out", str(out)])
+        speed.main()
+        with out.open() as file:
+            table = list(csv.DictReader(file))
+        assert [line["row"] for line in table] == [row] * lines
+        assert all(float(line[name]) > 0 for line in table for name in ("dtune", "other", "ratio"))
+        assert all(line["machine"] and line["torch"] for line in table)
+        assert table[0]["what"] in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_peak_memory_is_that_of_another_process(speed, monkeypatch):
+    lines = list(speed.memory(speed.quick(1)))
+    assert 0.1 < float(lines[0]["dtune"]) < 3
+
+
+def test_the_naive_loop_goes_where_ours_goes(speed):
+    """The same actions from the same states: the same rewards."""
+    acting, naive = sys.modules["acting"], sys.modules["naive"]
+    groups = acting.Groups(speed.quick(1), 4, 1)
+    qpos = groups.qpos + np.array([0.0, 0.3, 0.0, 0.0, 0.0, 0.0])
+    ours = groups.simulator.place(qpos, groups.qvel)
+    theirs = naive.NaiveGroups(naive.NaiveTransformer(11, 3, 64, 1), 4)
+    seen = []
+    step = theirs.envs.step
+    theirs.envs.step = lambda actions: seen.append((actions, step(actions))) or seen[-1][1]
+    theirs.walk(qpos, groups.qvel, 4, 100.0)  # before any falls, for which Gymnasium takes 1 off
+    for actions, (observations, rewards, *_) in seen:
+        outcome = groups.simulator.step(torch.from_numpy(actions))
+        np.testing.assert_allclose(outcome.observations.numpy(), observations, atol=1e-3)
+        np.testing.assert_allclose(outcome.rewards.numpy(), rewards, atol=1e-3)
+    assert ours.shape == observations.shape
+    assert not outcome.terminated.any()
