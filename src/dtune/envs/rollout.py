@@ -1,7 +1,6 @@
 """A policy walking through a simulator: two ways in, one way forward."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import cast
 
 import torch
@@ -140,43 +139,48 @@ class Rollout:
         act: Callable[[TanhNormal, Tensor], Tensor],
     ) -> None:
         """One step of every living walk, written into `taken` at `time`."""
-        window = self._window()
-        distribution = self._asked(actor, window)
+        count = len(self.alive)
+        distribution = actor(self._window())[:count]
         raw = distribution.mean if noise is None else act(distribution, noise)
-        known = {"raw_actions": raw, "actions": raw.tanh()}
-        outcome = self.simulator.step(known["actions"])
-        known["rewards"] = outcome.rewards.float()
+        actions = raw.tanh()
+        outcome = self.simulator.step(actions)
+        now = {
+            "observations": self._observations,
+            "raw_actions": raw,
+            "actions": actions,
+            "rewards": outcome.rewards.float(),
+            "returns_to_go": self._returns_to_go,
+            "timesteps": self._timesteps,
+            "mask": self._unknown["mask"][:count, 0],
+        }
         if self._fast is None:
-            known["log_probs"] = distribution.base_log_prob(raw)
-        rows = slice(None) if len(self.alive) == self.count else self.alive
-        seen = {name: getattr(window, name)[:, -1] for name in ("observations", "returns_to_go", "timesteps", "mask")}
-        for name, values in (seen | known).items():
+            now["log_probs"] = distribution.base_log_prob(raw)
+        rows = slice(None) if count == self.count else self.alive
+        for name, values in now.items():
             getattr(taken, name)[rows, time] = values
         if self.policy.context_length > 1:
-            now = replace(window.slice_time(-1), **{name: values[:, None] for name, values in known.items()})
-            self._history = concatenate([window.slice_time(1, -1), now], 1)
-        self._move_on(known["rewards"], outcome)
+            unknown = {name: values[:count] for name, values in self._unknown.items()}
+            step = Steps(**unknown | {name: values[:, None] for name, values in now.items()})
+            self._history = concatenate([self._history.slice_time(1), step], 1)
+        self._move_on(now["rewards"], outcome)
 
     def _window(self) -> Steps:
-        """The last steps of the living and the present one, whose action is not chosen yet."""
-        now = Steps(
-            observations=self._observations[:, None],
-            returns_to_go=self._returns_to_go[:, None],
-            timesteps=self._timesteps[:, None],
-            **self._unknown,
-        )
-        return concatenate([self._history, now], 1) if self.policy.context_length > 1 else now
-
-    def _asked(self, actor: Actor, window: Steps) -> TanhNormal:
-        """What `actor` says of the living, asked for spare rows as well up to `MIN_ROWS`.
+        """The last steps of the living and the present one, whose action is not chosen yet; with spare rows.
 
         Matrix products of few rows take another path through the processor and round differently. Asking for at
         least `MIN_ROWS` rows makes a walk's actions the same, to the last bit, whoever walks beside it.
         """
-        return actor(window) if self._company is None else actor(window.map(self._accompany))[: len(self.alive)]
+        now = Steps(
+            observations=self._accompanied(self._observations)[:, None],
+            returns_to_go=self._accompanied(self._returns_to_go)[:, None],
+            timesteps=self._accompanied(self._timesteps)[:, None],
+            **self._unknown,
+        )
+        return concatenate([self._history.map(self._accompanied), now], 1) if self.policy.context_length > 1 else now
 
-    def _accompany(self, values: Tensor) -> Tensor:
-        return values[self._company]
+    def _accompanied(self, values: Tensor) -> Tensor:
+        """Rows of the living, and copies of some up to `MIN_ROWS`."""
+        return values if self._company is None else values[self._company]
 
     @torch.no_grad()
     def _add_log_probs(self, taken: Steps, living: Int[Tensor, "living"], before: Steps) -> None:
@@ -203,7 +207,6 @@ class Rollout:
         """Lets a policy that predicts what it will earn condition on that from the present step on."""
         if self._predictor is not None and len(self.alive):
             window = self._window()
-            window = window if self._company is None else window.map(self._accompany)
             self._returns_to_go = self._predictor.predict_return_to_go(window)[: len(self.alive), -1]
 
     def _move_on(self, rewards: Float[Tensor, "alive"], outcome: Outcome) -> None:
@@ -231,10 +234,10 @@ class Rollout:
     def _settle(self) -> None:
         """Lays out what is the same in every step of the walks now living: what is not known yet, and spare rows."""
         count = len(self.alive)
-        nothing = vars(empty_steps(count, 1, 0, self.policy.action_dim))
-        self._unknown = {name: nothing[name] for name in ("raw_actions", "actions", "rewards", "log_probs")}
-        self._unknown["mask"] = torch.ones(count, 1, dtype=torch.bool)
         self._company = torch.arange(MIN_ROWS) % count if 0 < count < MIN_ROWS else None
+        nothing = vars(empty_steps(max(count, MIN_ROWS), 1, 0, self.policy.action_dim))
+        self._unknown = {name: nothing[name] for name in ("raw_actions", "actions", "rewards", "log_probs")}
+        self._unknown["mask"] = torch.ones(max(count, MIN_ROWS), 1, dtype=torch.bool)
 
     def _keep_snapshots(self, time: int, steps: int) -> None:
         now = torch.from_numpy(cast(Restorable, self.simulator).snapshot())

@@ -235,14 +235,14 @@ class _StateBlock:
         self.contract = packed(block.contract.weight, block.contract.bias, dtype)
 
     def __call__(self, x: Float[Tensor, "rows width"], known: Float[Tensor, "rows double"]) -> Tensor:
-        width, heads = self.width, (self.heads, -1)
+        width, heads = self.width, (len(x), self.heads, self.width // self.heads)
         own = self.qkv(_norm(x, self.block.norm_attention)).float()
         beyond = known - own[:, width:]  # of the return token, less the state token's own
-        scores = (own[:, :width] * beyond[:, :width]).unflatten(1, heads).sum(2, keepdim=True)
+        scores = (own[:, :width] * beyond[:, :width]).view(heads).sum(2, keepdim=True)
         # not sigmoid, whose last few elements, where their number is odd, round differently from all others
-        share, values = scores.tanh_().add_(1), own[:, 2 * width :].unflatten(1, heads)
-        seen = torch.addcmul(values, share, beyond[:, width:].unflatten(1, heads), value=0.5)
-        x = x + self.project(seen.flatten(1))
+        share, values = scores.tanh_().add_(1), own[:, 2 * width :].view(heads)
+        seen = torch.addcmul(values, share, beyond[:, width:].view(heads), value=0.5)
+        x = x + self.project(seen.view(len(x), width))
         return x + self.contract(self.expand(_norm(x, self.block.norm_mlp)))
 
 
