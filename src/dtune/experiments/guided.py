@@ -73,9 +73,9 @@ def small_q_guided(config: QGuidedConfig, iterations: int) -> QGuidedConfig:
     """Scale `small`: more episodes, fewer critic steps; AdamW at a fifth of GRPO-DT's rate, as on the page."""
     update = replace(
         config.update, optimizer="adamw", learning_rate=6e-5, final_learning_rate=6e-6, decay_updates=16 * iterations,
-        entropy_coef=0.015,
+        entropy_coef=0.05,
     )  # fmt: skip
     return replace(
         config, episodes_per_iteration=4, replay_capacity=16, mirrored=True, action_capacity=1024, batch_size=64,
-        critic=small_critics(config.critic), critic_updates=100, update=update,
+        critic=small_critics(config.critic), critic_updates=400, update=update,
     )  # fmt: skip

@@ -207,8 +207,8 @@ def _small_odt(config: ODTConfig) -> ODTConfig:
 
 def _small_grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
     update = replace(
-        config.update, optimizer="adamw", learning_rate=3e-4, final_learning_rate=3e-5, decay_updates=16 * iterations,
-        ratio="token", clip_range=0.2, entropy_coef=0.015,
+        config.update, optimizer="adamw", learning_rate=4e-4, final_learning_rate=4e-5, decay_updates=16 * iterations,
+        ratio="token", clip_range=0.2, entropy_coef=0.03,
     )  # fmt: skip
     return replace(
         config, episodes_per_iteration=4, replay_capacity=16, reset_points=1, group_size=4, subtrajectory_length=10,
@@ -239,17 +239,20 @@ class Method:
     """At scale `small`."""
     small_threads: int = 1
     """For the physics, at scale `small`."""
+    small_evaluate_every: int = 20
+    """Iterations between evaluations and checkpoints, at scale `small`."""
 
 
 METHODS = {
     "grpo": Method(  # two threads: the second core is idle once PPO-DT beside it is done
-        paper=lambda dataset: TABLE_6[dataset][1], small=_small_grpo, small_iterations=440, small_threads=2
+        paper=lambda dataset: TABLE_6[dataset][1], small=_small_grpo, small_iterations=560, small_threads=2,
+        small_evaluate_every=40,
     ),
-    "ppo": Method(paper=lambda dataset: TABLE_7[dataset][1], small=_small_ppo, small_iterations=400),
+    "ppo": Method(paper=lambda dataset: TABLE_7[dataset][1], small=_small_ppo, small_iterations=500),
     "q_guided": Method(
         paper=lambda dataset: guided.q_guided(dataset, TABLE_6[dataset][1]),
         small=guided.small_q_guided,
-        small_iterations=200,
+        small_iterations=250,
     ),
     "odt": Method(paper=baselines.odt, small=lambda config, _: _small_odt(config), small_iterations=150),
     "odt_td3": Method(
@@ -309,8 +312,8 @@ def finetuning(method: str, dataset: str, scale: Scale, architecture: Architectu
         dataset=dataset,
         algorithm=chosen.small(config, chosen.small_iterations),
         iterations=chosen.small_iterations,
-        evaluate_every=20,
-        checkpoint_every=20,
+        evaluate_every=chosen.small_evaluate_every,
+        checkpoint_every=chosen.small_evaluate_every,
         threads=chosen.small_threads,
     )
 
