@@ -180,6 +180,17 @@ def read_rows(path: Path) -> list[Row]:
     return [_row(path, header, cells, number) for number, cells in enumerate(rows, start=2)]
 
 
+def read_run(directory: Path) -> list[Row]:
+    """Metrics and timing of a run folder so far, together, oldest first; empty before the first row.
+
+    Raises:
+        DataError: if one of the files is not such a table.
+    """
+    tables = [read_rows(path) for name in ("metrics.csv", "timing.csv") if (path := Path(directory) / name).exists()]
+    timed = {row["iteration"]: row for row in tables[1]} if len(tables) > 1 else {}
+    return [{**row, **timed.get(row["iteration"], {})} for row in (tables[0] if tables else [])]
+
+
 def read_columns(path: Path) -> dict[str, list[Number]]:
     """The same table by column: a list a key, NaN where a cell is empty."""
     rows = read_rows(path)
