@@ -3,7 +3,6 @@
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +15,15 @@ from rich.table import Table
 from dtune.envs.tasks import normalized_score, task_info
 from dtune.errors import DtuneError
 from dtune.experiments import presets, run
-from dtune.experiments.record import read_rows
+from dtune.experiments.collect import Identity, make_curve
+from dtune.experiments.drawing import draw_panels
+from dtune.experiments.figures import AXES, band
+from dtune.experiments.record import read_run
+from dtune.experiments.results import FINAL_EVALUATIONS
 
 Rows = list[dict[str, float]]
 
 METHODS = {"grpo": "GRPO-DT", "ppo": "PPO-DT"}
-FINAL_EVALUATIONS = 3
-"""The final score is the mean of so many last evaluations: a single one can be lucky."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,15 @@ def run_demo(config: DemoConfig) -> None:
     folder = config.out / config.dataset / f"seed{config.seed}"
     pretraining = presets.pretraining(config.dataset, "small", seed=config.seed)
     began = time.monotonic()
-    start = run.pretrain_preset(pretraining, folder / "pretrain")
+    run.pretrain_preset(pretraining, folder / "pretrain")
     commands = {method: _command(config, folder, method) for method in METHODS}
     lengths = {m: config.iterations or presets.finetuning(m, config.dataset, "small").iterations for m in METHODS}
     _side_by_side(commands, folder, lengths)
-    records = {METHODS[method]: read_record(folder / method) for method in METHODS}
+    records = {METHODS[method]: read_run(folder / method) for method in METHODS}
     figure = folder / "curves.png"
     draw_curves(records, figure)
     console = Console()
-    console.print(_results(_timed(start, folder / "pretrain"), records, config.dataset))
+    console.print(_results(read_run(folder / "pretrain"), records, config.dataset))
     print(
         f"score: normalised as D4RL's; standing still for 1,000 steps would score {standing_still(config.dataset):.1f}"
     )
@@ -87,7 +88,7 @@ def _side_by_side(commands: dict[str, list[str]], folder: Path, lengths: dict[st
                 if time.monotonic() - printed < (2 if console.is_terminal else 10):
                     continue  # reading the records takes processor time from those who write them
                 printed = time.monotonic()
-                progress = {method: read_record(folder / method) for method in commands}
+                progress = {method: read_run(folder / method) for method in commands}
                 if console.is_terminal:
                     live.update(_progress(progress, lengths))
                     continue
@@ -102,19 +103,6 @@ def _side_by_side(commands: dict[str, list[str]], folder: Path, lengths: dict[st
         if process.returncode:
             said = (folder / f"{method}.log").read_text().strip().splitlines()
             raise DtuneError(f"{METHODS[method]} stopped ({process.returncode}): {said[-1] if said else 'no message'}")
-
-
-def read_record(folder: Path) -> Rows:
-    """Metrics and timing of a run so far, row by row."""
-    if not (folder / "metrics.csv").exists():
-        return []
-    return _timed(read_rows(folder / "metrics.csv"), folder)
-
-
-def _timed(rows: Rows, folder: Path) -> Rows:
-    timing = folder / "timing.csv"
-    seconds = {row["iteration"]: row for row in read_rows(timing)} if timing.exists() else {}
-    return [{**row, **seconds.get(row["iteration"], {})} for row in rows]
 
 
 SHOWN = (
@@ -194,24 +182,10 @@ def _results(start: Rows, records: dict[str, Rows], dataset: str) -> Table:
 
 def draw_curves(records: dict[str, Rows], path: Path) -> None:
     """Draws the normalised scores against environment steps and against seconds, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    panels: Sequence[tuple[str, str, float]] = (
-        ("count/env_steps", "environment steps (thousands)", 1e3),
-        ("time/seconds", "seconds of training", 1.0),
-    )
-    for axis, (key, label, unit) in zip(axes, panels, strict=True):
-        for name, rows in records.items():
-            judged = [row for row in rows if "eval/normalized_score" in row]
-            across = [row.get(key, 0.0) / unit for row in judged]
-            axis.plot(across, [row["eval/normalized_score"] for row in judged], marker=".", label=name)
-        axis.set_xlabel(label)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("normalised score")
-    axes[0].legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    names = {method: name for method, name in METHODS.items() if name in records}
+    curves = {method: make_curve(Identity("", method, 0), records[name], "") for method, name in names.items()}
+    panels = []
+    for axis in AXES[1:]:
+        found = {method: band([curve], axis.column, "normalized_score") for method, curve in curves.items()}
+        panels.append(("", axis, {method: one for method, one in found.items() if one is not None}))
+    draw_panels(panels, path.with_suffix(""), columns=2, names=names)
