@@ -37,6 +37,10 @@ class TaskInfo:
     """Raw return of D4RL's expert: score 100."""
     make: Callable[[], Task] | None = None
     """Gives the world's rules; None where the world is not built yet."""
+    camera: str | None = "track"
+    """Camera of the world that films an episode; None: from above, the whole of it."""
+    goal: tuple[int, int] | None = None
+    """Columns of the task's memory with x and y (m) of a goal that the world does not show."""
 
 
 _UMAZE = TaskInfo(
@@ -48,6 +52,8 @@ _UMAZE = TaskInfo(
     reference_min=0.0,
     reference_max=1.0,
     make=AntMaze,
+    camera=None,
+    goal=(0, 1),
 )
 
 TASKS: dict[str, TaskInfo] = {
@@ -88,6 +94,7 @@ TASKS: dict[str, TaskInfo] = {
             reference_min=-56.512833,
             reference_max=2880.5693087298737,
             make=Door,
+            camera="vil_camera",
         ),
         TaskInfo(
             name="pen",
@@ -97,6 +104,7 @@ TASKS: dict[str, TaskInfo] = {
             reference_min=96.262799,
             reference_max=3076.8331017826877,
             make=Pen,
+            camera="vil_camera",
         ),
         TaskInfo(
             name="hammer",
@@ -106,6 +114,7 @@ TASKS: dict[str, TaskInfo] = {
             reference_min=-274.856578,
             reference_max=12794.134825156867,
             make=Hammer,
+            camera="vil_camera",
         ),
         _UMAZE,
         replace(_UMAZE, name="antmaze-umaze-diverse"),  # other data; D4RL evaluates both in one world
