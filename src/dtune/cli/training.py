@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -28,13 +29,15 @@ def pretrain(arguments: list[str]) -> None:
         """Run folder; runs/pretrain/DATASET/SCALE/seedN by default (a Reinformer's: SCALE-reinformer)."""
         data: Path | None = None
         """D4RL's HDF5 file of the dataset. Random datasets are recorded where none is given."""
+        mirror: Literal["wandb", "trackio"] | None = None
+        """Repeats the metrics to Weights & Biases (offline unless $WANDB_MODE says otherwise) or trackio."""
         run: Fields[presets.PretrainConfig] = field(
             default_factory=lambda: presets.pretraining(name, chosen, 0, network)
         )
 
     command = parse(Pretrain, f"pretrain {name}", rest)
     folder = command.out or _pretrained(name, _place(chosen, network), command.run.seed)
-    _finish(folder, run.pretrain_preset(command.run, folder, command.data))
+    _finish(folder, run.pretrain_preset(command.run, folder, command.data, mirror=command.mirror))
 
 
 def finetune(arguments: list[str]) -> None:
@@ -62,6 +65,8 @@ def finetune(arguments: list[str]) -> None:
         data: Path | None = None
         """D4RL's HDF5 file for that pretraining, and for ODT and IQL, which go on with it. Random datasets are recorded
         where none is given."""
+        mirror: Literal["wandb", "trackio"] | None = None
+        """Repeats the metrics to Weights & Biases (offline unless $WANDB_MODE says otherwise) or trackio."""
         run: Fields[presets.FinetuneConfig] = field(default_factory=lambda: preset)
 
     command = parse(Finetune, f"finetune {name}", rest)
@@ -79,7 +84,7 @@ def finetune(arguments: list[str]) -> None:
             raise ConfigError(f"{error}\n{hint}") from error
         start = before / "checkpoints" / "last"
     folder = command.out or Path("runs") / method / dataset / _place(chosen, network) / f"seed{command.run.seed}"
-    _finish(folder, run.finetune_preset(command.run, folder, start, data))
+    _finish(folder, run.finetune_preset(command.run, folder, start, data, mirror=command.mirror))
 
 
 def evaluate(arguments: list[str]) -> None:

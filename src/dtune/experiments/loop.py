@@ -18,6 +18,7 @@ from dtune.envs.tasks import normalized_score
 from dtune.errors import ConfigError, DtuneError, NumericError
 from dtune.experiments import checkpoint
 from dtune.experiments.live import Live
+from dtune.experiments.mirrors import Mirror
 from dtune.experiments.record import Record, read_rows
 from dtune.models.policy import Policy, TrainablePolicy
 
@@ -131,6 +132,7 @@ def train(
     documents: Mapping[str, Any] | None = None,
     title: str = "dtune",
     quiet: bool = False,
+    mirror: Callable[[Callable[[str], None]], Mirror] | None = None,
 ) -> list[dict[str, float]]:
     """Runs `algorithm` to the end of `schedule`, from the last checkpoint in `directory` if there is one.
 
@@ -146,6 +148,7 @@ def train(
         documents: JSON files to put beside the weights of each checkpoint.
         title: said on the live line.
         quiet: print nothing.
+        mirror: begins one that repeats every row, given whom to tell if it fails.
 
     Returns:
         The rows of `metrics.csv` (of this call only, where there is no directory).
@@ -158,14 +161,15 @@ def train(
         stop = stack.enter_context(_stop_signals())
         loop = _Loop(algorithm, simulator, schedule, evaluation, directory, documents or {})
         live = stack.enter_context(Live(title, schedule.iterations, loop.progress.iteration, quiet=quiet))
+        loop.mirror = None if mirror is None else stack.enter_context(mirror(live.say))
         loop.open(live.say, stack)
         while loop.progress.iteration < schedule.iterations and not stop:
             live.update(loop.progress.iteration + 1, loop.iterate())
         if stop:
             loop.save()
             name, code = ("Ctrl-C", 130) if stop[0] == signal.SIGINT else ("SIGTERM", 75)
-            raise Stopped(f"stopped by {name} after iteration {loop.progress.iteration}: saved; the same"
-                          " command continues", code)  # fmt: skip
+            done = loop.progress.iteration
+            raise Stopped(f"stopped by {name} after iteration {done}: saved; the same command continues", code)
         return loop.rows()
 
 
@@ -185,6 +189,7 @@ class _Loop:
         self.evaluation, self.directory, self.documents = evaluation, directory, documents
         self.progress, self.saved = _Progress(), 0
         self.record: Record | None = None
+        self.mirror: Mirror | None = None
         self._rows: list[dict[str, float]] = []
         self._resumed = None if directory is None else checkpoint.load_last(directory)
         if self._resumed is not None:
@@ -242,6 +247,8 @@ class _Loop:
             metrics = {**metrics, **self.evaluation(self.algorithm.policy)}
         if self.record is not None:
             self.record.append(iteration, metrics)
+        if self.mirror is not None:
+            self.mirror.log(iteration, metrics)
         self._rows.append({"iteration": iteration, **metrics})
         if metrics.get("eval/return", -np.inf) > self.progress.best:
             self.progress.best, self.progress.best_iteration = metrics["eval/return"], iteration

@@ -21,9 +21,10 @@ from dtune.envs.simulator import Simulator
 from dtune.envs.sources import source
 from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError
-from dtune.experiments.folder import locked, settle_config, write_meta
+from dtune.experiments.folder import locked, plain, settle_config, write_meta
 from dtune.experiments.loading import find, load_dataset
 from dtune.experiments.loop import Algorithm, Evaluation, Schedule, train
+from dtune.experiments.mirrors import prepare
 from dtune.experiments.policies import KINDS, StoredPolicy, describe, find_checkpoint, load_policy, read_about
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
 from dtune.models.decision_transformer import DecisionTransformer
@@ -120,13 +121,16 @@ def _offline_data(name: str, path: Path) -> Dataset:
     return dataset
 
 
-def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None = None) -> Rows:
+def pretrain_preset(
+    config: PretrainConfig, directory: Path, data: Path | None = None, *, mirror: str | None = None
+) -> Rows:
     """Runs a pretraining preset in `directory`, or continues it there.
 
     Args:
         config: what to run.
         directory: the run folder.
         data: the dataset's file; `loading.find` looks for it where None, and records a random one.
+        mirror: a key of `mirrors.MIRRORS`, to repeat the metrics to.
 
     Raises:
         DataError: if there are no data, or data that do not fit the task.
@@ -141,7 +145,7 @@ def pretrain_preset(config: PretrainConfig, directory: Path, data: Path | None =
         policy = _make_policy(config, info, generator)
         policy.set_statistics(*dataset.observation_statistics())
         algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
-        return _train(config, algorithm, directory, path, f"pretrain {config.dataset}")
+        return _train(config, algorithm, directory, path, f"pretrain {config.dataset}", mirror)
 
 
 def _make_policy(
@@ -161,7 +165,14 @@ def _make_policy(
     )
 
 
-def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path | None, data: Path | None = None) -> Rows:
+def finetune_preset(
+    config: FinetuneConfig,
+    directory: Path,
+    policy: Path | None,
+    data: Path | None = None,
+    *,
+    mirror: str | None = None,
+) -> Rows:
     """Runs a finetuning preset in `directory`, from the policy at `policy`, or continues it there.
 
     Args:
@@ -169,6 +180,7 @@ def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path | None
         directory: the run folder.
         policy: a run folder or a checkpoint; None for methods that begin with a policy of their own.
         data: the dataset's file, for methods that go on learning from it.
+        mirror: a key of `mirrors.MIRRORS`, to repeat the metrics to.
 
     Raises:
         ConfigError: if the folder holds a run with other settings, or the policy does not fit the task or method.
@@ -186,7 +198,7 @@ def finetune_preset(config: FinetuneConfig, directory: Path, policy: Path | None
             offline = {"dataset": _offline_data(config.dataset, data)}
             start = data
         algorithm = method.make(network, config.algorithm, generator=generator, **offline)
-        return _train(config, algorithm, directory, start, f"{method.name} {config.dataset}")
+        return _train(config, algorithm, directory, start, f"{method.name} {config.dataset}", mirror)
 
 
 def _first_policy(
@@ -212,8 +224,9 @@ def _first_policy(
 
 
 def _train(
-    config: PretrainConfig | FinetuneConfig, algorithm: Algorithm, directory: Path, source: Path | None, title: str
-) -> Rows:
+    config: PretrainConfig | FinetuneConfig, algorithm: Algorithm, directory: Path, source: Path | None, title: str,
+    mirror: str | None,
+) -> Rows:  # fmt: skip
     """The loop in a run folder; `source` is the file or folder that the run begins from."""
     simulator = make_simulator(config.dataset, config.threads)
     if isinstance(config, PretrainConfig):
@@ -225,6 +238,7 @@ def _train(
         simulator=simulator, return_to_go=goal, episodes=config.evaluation_episodes, task=config.dataset
     )
     schedule = Schedule(iterations=config.iterations, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
+    begin_mirror = None if mirror is None else prepare(mirror, title, plain(config), directory)
     settle_config(directory, config, may_change=MAY_CHANGE)  # after all else that can be refused
     say = write_meta(directory, dataset=source)
     if say:
@@ -239,6 +253,7 @@ def _train(
         directory=directory,
         documents=documents,
         title=title,
+        mirror=begin_mirror,
     )
 
 
