@@ -5,7 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from dtune.cli import data, training
+from dtune.cli import data, recording, reporting, training
 from dtune.cli.check import check
 from dtune.cli.importing import import_policy
 from dtune.errors import ConfigError, DtuneError
@@ -18,6 +18,10 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune pretrain DATASET              fit a decision transformer to offline data
   dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/…, odt/…, iql/…; dt/… judges it
   dtune evaluate PATH                 judge the policy of a run folder or checkpoint
+  dtune collect RUNS --out DIR        put the evaluations of runs into CSVs, one a run
+  dtune report RESULTS                Table 1 beside the paper's, intervals, and what it cost; --html FILE: a page
+  dtune figures RESULTS --out DIR     Figs. 1 to 4, against iterations, environment steps and seconds
+  dtune record PATH --out FILE        a video of an episode; --before PATH: two side by side
   dtune data list|show|make|download  the datasets: which are here, what is in one, and how to get one
   dtune check env ID                  say what is right and wrong with a Gymnasium environment, or a task
   dtune import PATH --out DIR         make a checkpoint of online-dt's model.pt or of a Hugging Face folder
@@ -31,6 +35,10 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "pretrain": training.pretrain,
     "finetune": training.finetune,
     "evaluate": training.evaluate,
+    "collect": reporting.collect,
+    "report": reporting.report,
+    "figures": reporting.figures,
+    "record": recording.record,
     "data": data.data,
     "check": check,
     "import": import_policy,

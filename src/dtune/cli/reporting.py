@@ -1,0 +1,117 @@
+"""The commands about results: collect, report, figures."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from dtune.cli.options import parse
+from dtune.errors import ConfigError
+
+
+def collect(arguments: list[str]) -> None:
+    """`dtune collect RUNS --out DIR`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Collect:
+        """Puts the evaluations of finished runs into one CSV a run, to be kept in git."""
+
+        runs: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUNS")]
+        """A run folder, or any folder above some."""
+        out: Path
+        """Where the CSVs go, as results/NAME."""
+        only: str | None = None
+        """Name of a folder that must be in a run's path, as `small` where scales lie side by side."""
+
+    command = parse(Collect, "collect", arguments)
+    from dtune.experiments.collect import write_results
+
+    written, left_out = write_results(command.runs, command.out, only=command.only)
+    for folder in left_out:
+        print(f"left out: {folder} (a pretraining, not judged yet, or of no known method)")
+    print(f"{len(written)} {'record' if len(written) == 1 else 'records'} in {command.out}")
+
+
+def report(arguments: list[str]) -> None:
+    """`dtune report RESULTS`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Report:
+        """Shows Table 1 and what it cost, from records or run folders."""
+
+        results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")]
+        """A folder of records (`dtune collect` makes them), or of runs. What lies in one folder is compared."""
+        format: Literal["terminal", "markdown", "latex", "csv"] = "terminal"
+        """How the tables are written; csv: the scores alone, in full precision."""
+        score: Literal["final", "best"] = "final"
+        """The main number: mean of the last three evaluations, or the best one. The other stands beside it."""
+        methods: tuple[str, ...] | None = None
+        """Columns, as `ppo grpo grpo+relabel`; all without variants by default."""
+        html: Path | None = None
+        """Writes a page with curves, tables and configuration here instead."""
+
+    command = parse(Report, "report", arguments)
+    if command.html is None:
+        _show(command.results, command.format, command.score, command.methods)
+        return
+    from dtune.experiments import page, pages
+    from dtune.experiments.collect import load
+
+    if (command.results / "metrics.csv").is_file():
+        made = pages.run_page(command.results)
+    else:
+        made = pages.results_page(command.results, load(command.results), command.score, command.methods)
+    print(page.write(made, command.html))
+
+
+def _show(results: Path, form: str, score: Literal["final", "best"], wanted: tuple[str, ...] | None) -> None:
+    """Prints the tables of every folder of records."""
+    from dtune.experiments import formats
+    from dtune.experiments.collect import load
+    from dtune.experiments.report import report as make_report
+    from dtune.experiments.report import scores_csv
+    from dtune.experiments.scores import choose_groups, score_table
+
+    for number, (title, (curves, methods)) in enumerate(choose_groups(load(results), wanted).items()):
+        if form == "csv":
+            text = scores_csv(score_table(curves, methods, score), methods, title, score)
+            print(text if not number else text.partition("\n")[2], end="")
+            continue
+        grids = make_report(curves, methods, title=title, score=score, digits=1 if form == "terminal" else 2)
+        if number:
+            print()
+        if form == "terminal":
+            formats.print_grids(grids)
+        else:
+            print("\n".join(map(formats.markdown if form == "markdown" else formats.latex, grids)), end="")
+
+
+def figures(arguments: list[str]) -> None:
+    """`dtune figures RESULTS --out DIR`."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Figures:
+        """Draws Figures 1 to 4 from records, against iterations, environment steps and seconds."""
+
+        results: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RESULTS")]
+        """A folder of records, or of runs."""
+        out: Path
+        """Where the PDFs and PNGs go; records in folders below have folders below."""
+        figure: tuple[str, ...] | None = None
+        """Which, as `1 2c 4a`; all that there are records for by default."""
+
+    command = parse(Figures, "figures", arguments)
+    from dtune.experiments import collect
+    from dtune.experiments.drawing import draw_all
+
+    drawn = 0
+    for title, curves in collect.load(command.results).items():
+        written, skipped = draw_all(curves, command.out / title, command.figure)
+        drawn += len(written)
+        for path in written:
+            print(path)
+        if skipped:
+            print(f"{title or command.results}: no records for {', '.join(f'Fig. {name}' for name in skipped)}")
+    if not drawn:
+        raise ConfigError("there are no records of a figure, or none asked for: `dtune sweep --figure NAME` makes them")
