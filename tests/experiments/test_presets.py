@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared import shared
 
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
@@ -13,9 +14,9 @@ from dtune.algorithms.supervised import SupervisedConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.envs.tasks import DATASETS, task_info
 from dtune.errors import ConfigError
+from dtune.experiments import small
 from dtune.experiments.presets import (
     METHODS,
-    SMALL_MODEL,
     TABLE_6,
     TABLE_7,
     FinetuneConfig,
@@ -42,6 +43,14 @@ ROWS_6 = {
     "ant-medium-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.04],
     "ant-medium-replay-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.04],
     "ant-random-v2": [256, 20, 1, 12000, 15, 200, 0.995, 0.3, 2.0, 5e-05, 0.2],
+    "door-cloned-v1": [512, 5, 1, 3000, 10, 100, 0.99, 0.3, 0.5, 3e-05, 0.1],
+    "door-human-v1": [512, 5, 1, 3000, 10, 100, 0.99, 0.3, 0.4, 3e-05, 0.04],
+    "pen-cloned-v1": [512, 5, 1, 6000, 3, 30, 0.99, 0.3, 0, 3e-05, 0.02],
+    "pen-human-v1": [512, 5, 1, 6000, 3, 30, 0.99, 0.3, 0, 3e-05, 0.02],
+    "hammer-cloned-v1": [512, 5, 5, 4000, 10, 100, 0.99, 0.3, 0, 3e-05, 0.05],
+    "hammer-human-v1": [512, 5, 5, 4000, 10, 100, 0.99, 0.3, 0.8, 3e-05, 0.05],
+    "antmaze-umaze-v2": [256, 5, 1, 2, 10, 200, 1.0, 0.2, 0, 5e-05, 0.05],
+    "antmaze-umaze-diverse-v2": [256, 1, 5, 2, 10, 200, 1.0, 0.2, 0, 5e-05, 0.05],
 }
 COLUMNS_7 = [
     "n_batch", "c_offline", "c_online", "g_online", "K_ppo", "lr_policy",
@@ -57,9 +66,22 @@ ROWS_7 = {
     "ant-medium-v2": [256, 20, 1, 12000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
     "ant-medium-replay-v2": [256, 20, 1, 12000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
     "ant-random-v2": [256, 20, 1, 12000, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "door-cloned-v1": [512, 5, 1, 3000, 16, 3e-05, 0.0002, 0.002, 0.2, 0.99, 0.95],
+    "door-human-v1": [512, 5, 1, 3000, 16, 3e-05, 0.0002, 0.002, 0.2, 0.99, 0.95],
+    "pen-cloned-v1": [512, 5, 1, 6000, 8, 3e-05, 0.0002, 0.04, 0.2, 0.99, 0.95],
+    "pen-human-v1": [512, 5, 1, 6000, 8, 3e-05, 0.0002, 0.04, 0.2, 0.99, 0.95],
+    "hammer-cloned-v1": [512, 5, 5, 4000, 16, 3e-05, 0.0002, 0.005, 0.2, 0.99, 0.95],
+    "hammer-human-v1": [512, 5, 5, 4000, 16, 3e-05, 0.0002, 0.005, 0.2, 0.99, 0.95],
+    "antmaze-umaze-v2": [256, 5, 1, 2, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
+    "antmaze-umaze-diverse-v2": [256, 1, 5, 2, 8, 5e-05, 0.001, 0.02, 0.2, 0.99, 0.95],
 }
 NAMES = list(ROWS_6)
-TABLES = Path(__file__).parents[3] / "shared" / "paper" / "tables.yaml"
+ADROIT, MAZE = ("door", "pen", "hammer"), ("antmaze",)
+
+
+def block(dataset: str) -> str:
+    """Which block of Table 1 a dataset is of: what Table 5 and App. B.1 give for it alone."""
+    return dataset.split("-")[0]
 
 
 def table_6_row(dataset: str) -> dict[str, float]:
@@ -111,13 +133,17 @@ def test_table_7(dataset):
 
 def test_every_row_of_the_tables_is_tested():
     assert list(TABLE_6) == list(TABLE_7) == list(ROWS_6) == list(ROWS_7)
+    assert set(NAMES) == DATASETS.keys()
     assert all(DATASETS[name] == task_info(name).name for name in NAMES)
 
 
-@pytest.mark.skipif(not TABLES.is_file(), reason="the paper's tables are not beside the repository")
 @pytest.mark.parametrize(("table", "row"), [("table6_grpo", table_6_row), ("table7_ppo", table_7_row)])
 def test_the_tables_as_transcribed_elsewhere(table, row):
-    expected = read_flow_rows(TABLES, table)
+    folder = shared()
+    if folder is None:
+        pytest.skip("the paper's tables are not beside the repository")
+    expected = read_flow_rows(folder / "paper" / "tables.yaml", table)
+    assert expected.keys() == set(NAMES)
     for dataset in NAMES:
         assert row(dataset) == expected[dataset], dataset
 
@@ -140,9 +166,10 @@ def test_table_5_grpo(dataset):
     preset = finetuning("grpo", dataset, "paper")
     config = preset.algorithm
     assert isinstance(config, GRPOConfig)
-    assert (config.episodes_per_iteration, config.replay_capacity, config.reset_trajectories) == (1, 32, 16)
+    collected = 5 if block(dataset) in ADROIT else 1
+    assert (config.episodes_per_iteration, config.replay_capacity, config.reset_trajectories) == (collected, 32, 16)
     assert (config.reset_points, config.group_size, config.subtrajectory_capacity) == (4, 8, 2048)
-    assert config.passes * config.subtrajectory_capacity / config.batch_size == 8
+    assert config.passes * config.subtrajectory_capacity / config.batch_size == (4 if block(dataset) in ADROIT else 8)
     assert config.update.ratio == "sequence"
     assert not config.relabel
     assert config.shared_start
@@ -156,7 +183,9 @@ def test_table_5_ppo(dataset):
     assert isinstance(config, PPOConfig)
     assert config.replay_capacity == 4 * config.episodes_per_iteration
     assert config.updates_per_iteration == 8
-    assert (config.value_width, config.value_layer_norm) == (256, False)
+    mujoco = block(dataset) not in ADROIT + MAZE
+    assert (config.value_width, config.value_layer_norm) == ((256, False) if mujoco else (512, True))
+    assert config.value_scale == 1
     assert config.update.ratio == "token"
     assert not config.relabel
     assert_common(config.update)
@@ -178,7 +207,8 @@ def test_table_5_pretraining(dataset):
     config = preset.algorithm
     assert (config.optimizer, config.grad_norm_clip, config.weight_decay) == ("lamb", 0.5, 1e-4)
     assert config.target_entropy is None
-    rate, updates = {"hopper": (1e-4, 5000), "walker2d": (1e-3, 10_000), "ant": (1e-3, 5000)}[dataset.split("-")[0]]
+    own = {"hopper": (1e-4, 5000), "walker2d": (1e-3, 10_000), "ant": (1e-3, 5000)}
+    rate, updates = own.get(block(dataset), (1e-4, 40_000))
     assert (config.learning_rate, preset.iterations * config.updates_per_iteration) == (rate, updates)
 
 
@@ -211,18 +241,35 @@ def test_every_preset_builds(dataset, scale):
         assert preset.dataset == dataset
         assert preset.iterations > 0
         algorithm = kind(policy, preset.algorithm, torch.Generator().manual_seed(0))
-        assert policy.context_length == 1
+        assert policy.context_length == ROWS_6[dataset][2]
         assert algorithm.update.entropy_dual.target == -info.action_dim
         assert scale == "small" or isinstance(algorithm.update.optimizer, Lamb)
 
 
 def test_the_small_scale_is_smaller():
     for name in NAMES:
-        small, paper = pretraining(name, "small"), pretraining(name, "paper")
-        assert small.model.layers * small.model.width**2 < paper.model.layers * paper.model.width**2 / 50
-        assert small.algorithm.context_length == paper.algorithm.context_length
+        little, paper = pretraining(name, "small"), pretraining(name, "paper")
+        assert little.model.layers * little.model.width**2 < paper.model.layers * paper.model.width**2 / 50
+        assert little.algorithm.context_length == paper.algorithm.context_length
         for method in METHODS.keys() - {"dt"}:
             assert finetuning(method, name, "small") != finetuning(method, name, "paper")
+
+
+def test_the_small_scale_keeps_within_the_page_where_worlds_are_small():
+    for name in NAMES:
+        theirs, ours = (finetuning("grpo", name, scale).algorithm for scale in ("paper", "small"))
+        assert ours.subtrajectory_length == min(10, theirs.subtrajectory_length)
+        assert ours.lookahead_length == min(250, theirs.lookahead_length)
+        assert ours.subtrajectory_length + ours.lookahead_length < task_info(name).horizon
+        values = finetuning("ppo", name, "small").algorithm.value_scale
+        assert values == (2 if block(name) in MAZE else 100)  # AntMaze pays 1
+
+
+def test_learning_rates_at_scale_small_fall_over_the_iterations_asked_for():
+    for method, updates in (("grpo", 16), ("ppo", 20)):
+        config = finetuning(method, "hopper-random-v2", "small", iterations=7)
+        assert (config.iterations, config.algorithm.update.decay_updates) == (7, 7 * updates)
+    assert finetuning("grpo", "hopper-random-v2", "paper", iterations=7).algorithm.update.decay_updates == 0
 
 
 def test_the_papers_network_has_13_million_parameters():
@@ -243,7 +290,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
     assert "'hopper-expert-v2'" in str(caught.value)
     assert all(name in str(caught.value) for name in NAMES)
     with pytest.raises(ConfigError) as caught:
-        pretraining("door-human-v1", "small")
+        pretraining("door-expert-v1", "small")
     assert all(name in str(caught.value) for name in NAMES)
     with pytest.raises(ConfigError) as caught:
         finetuning("trpo", "hopper-medium-v2", "paper")
@@ -269,6 +316,12 @@ def test_impossible_counts_are_refused(field, value):
         if field in vars(config):
             with pytest.raises(ConfigError, match=rf"{field}.*{value}"):
                 replace(config, **{field: value})
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_a_time_limit_of_no_time_is_refused(value):
+    with pytest.raises(ConfigError, match=f"time_limit must be above 0, got {value}"):
+        replace(finetuning("ppo", "hopper-medium-v2", "small"), time_limit=value)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +353,6 @@ def test_a_reinformer_differs_from_the_page_in_its_network_and_context_only(meth
     assert config.model == ModelConfig(layers=4, heads=8, width=256, dropout=0.1)
     assert config.algorithm.context_length == 5
     assert config.iterations * config.algorithm.updates_per_iteration == 50_000
-    small = pretraining(dataset, "small", architecture="reinformer")
-    assert (small.architecture, small.model) == ("reinformer", SMALL_MODEL)
+    little = pretraining(dataset, "small", architecture="reinformer")
+    assert (little.architecture, little.model) == ("reinformer", small.MODEL)
     assert pretraining(dataset, "small").architecture == "dt"
