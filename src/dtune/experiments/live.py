@@ -48,6 +48,7 @@ class Live:
         title: what is being trained.
         iterations: the number of the last iteration.
         start: iterations done before, by an interrupted run.
+        time_limit: seconds of training (`time/seconds`) after which the run ends, if it does not end before.
         quiet: print nothing at all.
         stream: where to print; standard output by default.
         interval: seconds between plain lines at least.
@@ -60,12 +61,14 @@ class Live:
         iterations: int,
         start: int = 0,
         *,
+        time_limit: float | None = None,
         quiet: bool = False,
         stream: TextIO | io.StringIO | None = None,
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title, self._iterations, self._start = title, iterations, start
+        self._time_limit = math.inf if time_limit is None else time_limit
         self._quiet = quiet
         self._stream: TextIO = sys.stdout if stream is None else stream
         self._interval, self._clock = interval, clock
@@ -121,7 +124,8 @@ class Live:
         left = self._iterations - self._iteration
         if done <= 0 or left <= 0:
             return None
-        seconds = round((self._clock() - self._began) / done * left)
+        limit = max(0.0, self._time_limit - self._metrics.get("time/seconds", 0.0))
+        seconds = round(min((self._clock() - self._began) / done * left, limit))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
 
     def _values(self) -> list[tuple[str, str]]:

@@ -1,25 +1,25 @@
 """The one loop: iterate, evaluate, record, save; and carry on where a run was cut off."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from dtune.checks import above_zero
 from dtune.envs.rollout import collect_episodes
 from dtune.envs.simulator import Simulator
 from dtune.envs.tasks import normalized_score
-from dtune.errors import ConfigError, DtuneError, NumericError
+from dtune.errors import ConfigError, NumericError
 from dtune.experiments import checkpoint
 from dtune.experiments.live import Live
 from dtune.experiments.mirrors import Mirror
 from dtune.experiments.record import Record, read_rows
+from dtune.experiments.signals import Stopped, name_and_code, stop_signals
 from dtune.models.policy import Policy, TrainablePolicy
 
 EVALUATION_SEED = 1_000_003
@@ -46,14 +46,6 @@ class Algorithm(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`."""
         ...
-
-
-class Stopped(DtuneError):
-    """The run was asked to stop; its state is saved and the same command continues it."""
-
-    def __init__(self, message: str, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +94,13 @@ class Schedule:
     iterations: int
     evaluate_every: int = 10
     checkpoint_every: int = 10
+    time_limit: float | None = None
+    """Seconds of training, over all pieces of a continued run and without evaluations; the first iteration that
+    passes it is the last."""
 
     def __post_init__(self) -> None:
+        if self.time_limit is not None:
+            above_zero(self, "time_limit")
         for name, least in (("iterations", 0), ("evaluate_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} counts iterations and must be at least {least}, got {getattr(self, name)}")
@@ -158,18 +155,19 @@ def train(
         Stopped: after SIGINT or SIGTERM, with the state saved.
     """
     with ExitStack() as stack:
-        stop = stack.enter_context(_stop_signals())
+        stop = stack.enter_context(stop_signals())
         loop = _Loop(algorithm, simulator, schedule, evaluation, directory, documents or {})
-        live = stack.enter_context(Live(title, schedule.iterations, loop.progress.iteration, quiet=quiet))
+        first, limit = loop.progress.iteration, schedule.time_limit
+        live = stack.enter_context(Live(title, schedule.iterations, first, time_limit=limit, quiet=quiet))
         loop.mirror = None if mirror is None else stack.enter_context(mirror(live.say))
         loop.open(live.say, stack)
-        while loop.progress.iteration < schedule.iterations and not stop:
+        while not loop.ended and not stop:
             live.update(loop.progress.iteration + 1, loop.iterate())
         if stop:
             loop.save()
-            name, code = ("Ctrl-C", 130) if stop[0] == signal.SIGINT else ("SIGTERM", 75)
-            done = loop.progress.iteration
-            raise Stopped(f"stopped by {name} after iteration {done}: saved; the same command continues", code)
+            name, code = name_and_code(stop[0])
+            raise Stopped(f"stopped by {name} after iteration {loop.progress.iteration}: saved; the same"
+                          " command continues", code)  # fmt: skip
         return loop.rows()
 
 
@@ -207,6 +205,13 @@ class _Loop:
             ) from error
         self.saved = self.progress.iteration
 
+    @property
+    def ended(self) -> bool:
+        """Whether there is no iteration left to do, or no time."""
+        limit = self.schedule.time_limit
+        late = limit is not None and self.progress.seconds >= limit
+        return late or self.progress.iteration >= self.schedule.iterations
+
     def open(self, say: Callable[[str], None], stack: ExitStack) -> None:
         """Opens the record behind the checkpoint continued from, or judges and saves the untrained start."""
         after = None if self._resumed is None else self._resumed.iteration
@@ -219,7 +224,7 @@ class _Loop:
         if after is None:
             self._append({})
             self.save()
-        elif after < self.schedule.iterations:
+        elif not self.ended:
             say(f"continuing after iteration {after} of {self.schedule.iterations}")
 
     def iterate(self) -> dict[str, float]:
@@ -235,15 +240,13 @@ class _Loop:
         if self._rows and "count/env_steps" in metrics:
             timing["time/env_steps_per_second"] = (metrics["count/env_steps"] - before) / elapsed
         row = self._append({**metrics, **timing})
-        done = self.progress.iteration == self.schedule.iterations
-        if done or self.progress.iteration % self.schedule.checkpoint_every == 0:
+        if self.ended or self.progress.iteration % self.schedule.checkpoint_every == 0:
             self.save()
         return row
 
     def _append(self, metrics: dict[str, float]) -> dict[str, float]:
         iteration = self.progress.iteration
-        last = iteration == self.schedule.iterations
-        if self.evaluation is not None and (last or iteration % self.schedule.evaluate_every == 0):
+        if self.evaluation is not None and (self.ended or iteration % self.schedule.evaluate_every == 0):
             metrics = {**metrics, **self.evaluation(self.algorithm.policy)}
         if self.record is not None:
             self.record.append(iteration, metrics)
@@ -278,24 +281,3 @@ class _Loop:
                     f"parameter {name} stopped being finite in iteration {self.progress.iteration + 1}: lower the"
                     " learning rate; the last checkpoint is intact"
                 )
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; the second SIGINT interrupts at once."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
-        if number == signal.SIGINT and number in caught:
-            raise KeyboardInterrupt
-        caught.append(number)
-
-    try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # signals reach the main thread only: elsewhere they are its business
-        before = {}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

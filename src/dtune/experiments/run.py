@@ -58,7 +58,7 @@ ALGORITHMS: dict[type, Method] = {
 ARCHITECTURES = {"dt": "DecisionTransformer", "reinformer": "Reinformer"}
 """What a preset calls a network, and the kind it is stored as."""
 
-MAY_CHANGE = ("iterations", "threads")
+MAY_CHANGE = ("iterations", "time_limit", "threads")
 """Settings in which a run that is continued may differ from its beginning."""
 
 Rows = list[dict[str, float]]
@@ -230,14 +230,19 @@ def _train(
     """The loop in a run folder; `source` is the file or folder that the run begins from."""
     simulator = make_simulator(config.dataset, config.threads)
     if isinstance(config, PretrainConfig):
-        goal, evaluate_every, checkpoint_every = config.return_to_go, max(1, config.iterations), 4
+        goal = config.return_to_go
+        schedule = Schedule(iterations=config.iterations, evaluate_every=max(1, config.iterations), checkpoint_every=4)
     else:
         goal = config.algorithm.return_to_go
-        evaluate_every, checkpoint_every = config.evaluate_every, config.checkpoint_every
+        schedule = Schedule(
+            iterations=config.iterations,
+            evaluate_every=config.evaluate_every,
+            checkpoint_every=config.checkpoint_every,
+            time_limit=config.time_limit,
+        )
     evaluation = Evaluation(
         simulator=simulator, return_to_go=goal, episodes=config.evaluation_episodes, task=config.dataset
     )
-    schedule = Schedule(iterations=config.iterations, evaluate_every=evaluate_every, checkpoint_every=checkpoint_every)
     begin_mirror = None if mirror is None else prepare(mirror, title, plain(config), directory)
     settle_config(directory, config, may_change=MAY_CHANGE)  # after all else that can be refused
     say = write_meta(directory, dataset=source)
