@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dtune.cli import data, recording, reporting, training
 from dtune.cli.check import check
 from dtune.cli.importing import import_policy
+from dtune.cli.sweeping import sweep
 from dtune.errors import ConfigError, DtuneError
 
 # Torch takes a second to import: only where a command needs it, so that `dtune --help` answers at once.
@@ -17,6 +18,7 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune demo                          make data, pretrain, finetune with GRPO-DT and PPO-DT, compare (10 minutes)
   dtune pretrain DATASET              fit a decision transformer to offline data
   dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/…, odt/…, iql/…; dt/… judges it
+  dtune sweep --table 1 | --figure 2c run them all: datasets x methods x seeds, here or on a Ray cluster
   dtune evaluate PATH                 judge the policy of a run folder or checkpoint
   dtune collect RUNS --out DIR        put the evaluations of runs into CSVs, one a run
   dtune report RESULTS                Table 1 beside the paper's, intervals, and what it cost; --html FILE: a page
@@ -39,6 +41,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "report": reporting.report,
     "figures": reporting.figures,
     "record": recording.record,
+    "sweep": sweep,
     "data": data.data,
     "check": check,
     "import": import_policy,

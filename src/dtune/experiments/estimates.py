@@ -1,0 +1,72 @@
+"""How long a sweep takes and how much room it needs: measured where its ledger has such runs, stated where not."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+# Seconds an iteration with one thread, of an AMD EPYC. Small: measured on hopper-random, others within a factor of 5;
+# for IQL and Q-guided, and at scale `paper`, no more than the order of magnitude, from counts of operations.
+SECONDS: Mapping[str, Mapping[str, float]] = {
+    "small": {
+        "pretrain": 3.0, "grpo": 1.0, "ppo": 0.9, "q_guided": 3.0, "odt": 4.3, "odt_td3": 11.0, "iql": 5.0, "dt": 1.0,
+    },
+    "paper": {
+        "pretrain": 3000.0, "grpo": 1000.0, "ppo": 100.0, "q_guided": 300.0, "odt": 3000.0, "odt_td3": 9000.0,
+        "iql": 10.0, "dt": 60.0,
+    },
+}  # fmt: skip
+
+MEGABYTES: Mapping[str, Mapping[str, float]] = {
+    "small": {
+        "pretrain": 3.0, "grpo": 32.0, "ppo": 20.0, "q_guided": 20.0, "odt": 15.0, "odt_td3": 10.0, "iql": 10.0,
+        "dt": 3.0,
+    },
+    "paper": {
+        "pretrain": 450.0, "grpo": 900.0, "ppo": 800.0, "q_guided": 900.0, "odt": 900.0, "odt_td3": 1200.0,
+        "iql": 100.0, "dt": 150.0,
+    },
+}  # fmt: skip
+"""Of a run folder at its end."""
+
+
+class Measured(NamedTuple):
+    """A run that is done."""
+
+    method: str
+    dataset: str
+    scale: str
+    iterations: int
+    seconds: float
+    megabytes: float
+
+
+class Estimate(NamedTuple):
+    """What the rest of a sweep takes."""
+
+    hours: float
+    """With one job at a time."""
+    gigabytes: float
+    measured: int
+    """Runs that this is from measurements for."""
+
+
+def estimate(runs: Iterable[tuple[str, str, str, int, float | None]], known: Iterable[Measured]) -> Estimate:
+    """Adds up what runs will take.
+
+    Args:
+        runs: method, dataset, scale, iterations and time limit (seconds) of each.
+        known: runs like them that are done; those of the same dataset count before those of the same method.
+    """
+    finished = list(known)
+    seconds = megabytes = measured = 0.0
+    for method, dataset, scale, iterations, limit in runs:
+        like = [one for one in finished if (one.method, one.scale) == (method, scale)]
+        like = [one for one in like if one.dataset == dataset] or like
+        measured += bool(like)
+        each, size = SECONDS[scale][method], MEGABYTES[scale][method]
+        if like:
+            each = sum(one.seconds for one in like) / sum(max(one.iterations, 1) for one in like)
+            size = sum(one.megabytes for one in like) / len(like)
+        whole = each * max(iterations, 1)
+        seconds += whole if limit is None else min(whole, limit)
+        megabytes += size
+    return Estimate(seconds / 3600, megabytes / 1000, int(measured))
