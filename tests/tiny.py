@@ -50,9 +50,9 @@ def start(arguments: Sequence[str], folder: Path, *, before: str = "") -> subpro
     )
 
 
-def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finish(process: subprocess.Popen[str], timeout: float = 120) -> tuple[int, str, str]:
     """Waits for the end: exit code, standard output, standard error."""
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err
 
 

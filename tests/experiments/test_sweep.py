@@ -105,9 +105,14 @@ def sweep(tmp_path) -> Callable[..., Swept]:
     return call
 
 
-def ledger(out: Path) -> dict[str, dict]:
+def ledger_of(out: Path) -> dict[str, dict]:
     entries = [json.loads(line) for line in (out / "ledger.jsonl").read_text().splitlines()]
-    return {entry["key"].split("/")[0]: entry for entry in entries}
+    return {entry["key"]: entry for entry in entries}
+
+
+def ledger(out: Path) -> dict[str, dict]:
+    """By the method alone."""
+    return {key.split("/")[0]: entry for key, entry in ledger_of(out).items()}
 
 
 def failed(name: str, code: int = 1, starts: int = 4) -> dict[str, Change]:

@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster: Ray places them, and tries them again when a worker or a whole node is gone."""
 
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any, final
@@ -61,8 +62,14 @@ class RayEngine:
         self._ray: Any = ray
         self._cluster = _local_cluster(address, jobs) if address.startswith(LOCAL) else None
         try:
-            ray.init(address=self._cluster.address if self._cluster else address, log_to_driver=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            if self._cluster is None:
+                _knock(address)
+            ray.init(
+                address=self._cluster.address if self._cluster else address,
+                log_to_driver=False,
+                logging_level="WARNING",
+            )
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             said = " ".join(str(error).split())[:200]
             raise ConfigError(f"there is no Ray cluster at {address} ({said}): give --ray its address") from error
         # max_calls: a process a task, so that none inherits anything from the one before
@@ -121,6 +128,13 @@ class RayEngine:
             state, code = "failed", 1
         count = jobs.starts(job.log) - self._begun[job.key]
         return Change(key=job.key, state=state, starts=count, seconds=seconds, code=code)
+
+
+def _knock(address: str) -> None:
+    """Refuses a HOST:PORT where nobody listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and "/" not in host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _local_cluster(address: str, cpus: int) -> Any:
