@@ -120,7 +120,7 @@ def test_the_fields_that_differ():
         return {name: value for name, value in vars(config.algorithm).items() if base[name] != value}
 
     assert changed("1", 1) == {"relabel": True}
-    assert changed("2a", 1) == {"subtrajectory_length": 1000, "lookahead_length": 0}
+    assert changed("2a", 1) == {"subtrajectory_length": 1000, "lookahead_length": 0, "reset_selection": "start"}
     assert changed("2b", 1) == {"shared_start": False}
     assert changed("2d", 1) == {"reset_selection": "uniform"}
     assert changed("2c", 0) == {}  # the page's own ratio

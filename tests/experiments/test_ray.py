@@ -4,13 +4,14 @@ import signal
 import time
 
 import pytest
-from test_sweep import finish, ledger_of, outcomes, rows, run_sweep, start_sweep, tiny_runs
+from test_sweep import finish, ledger_of, log_of, outcomes, rows, start_sweep, tiny_runs
 
+from dtune.cli import main
 from dtune.errors import ConfigError
-from dtune.experiments.jobs import LocalEngine
+from dtune.experiments.jobs import starts
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
 
 QUICK_TO_NOTICE = {
     "health_check_initial_delay_ms": 0,
@@ -46,8 +47,13 @@ def test_a_sweep_that_loses_a_node_ends_complete_and_as_if_it_had_not(pretrained
     runs = tiny_runs(out, pretrained, seeds=seeds)
     doomed = cluster.add_node(**NODE)
     process = start_sweep(tmp_path, pretrained, "--ray", cluster.address, seeds=seeds)
-    underway = lambda: sum(0 < rows(out / run.key) < 6 for run in runs)  # noqa: E731
-    wait_for(process, lambda: underway() >= 2)  # one on each node
+
+    def underway() -> list[int]:
+        """Rows so far of the runs that were begun and have not ended."""
+        begun = [run for run in runs if starts(log_of(out, run.key))]
+        return [count for run in begun if (count := rows(out / run.key)) < 7]
+
+    wait_for(process, lambda: len(underway()) >= 2 and max(underway(), default=0) > 1)  # one on each node
     cluster.remove_node(doomed, allow_graceful=False)
     code, said, err = finish(process, timeout=500)
     assert code == 0, err
@@ -55,7 +61,8 @@ def test_a_sweep_that_loses_a_node_ends_complete_and_as_if_it_had_not(pretrained
     attempts = [entry["attempts"] for entry in ledger_of(out).values()]
     assert (min(attempts), max(attempts)) == (1, 2)  # what was on the lost node was begun twice
     alone = tiny_runs(tmp_path / "alone", pretrained, seeds=seeds)
-    run_sweep(alone, tmp_path / "alone", lambda: LocalEngine(2), say=lambda line: None)
+    for run in alone:
+        main(run.arguments)  # here, which saves the imports
     assert outcomes(out, runs) == outcomes(tmp_path / "alone", alone)
 
 
@@ -70,6 +77,7 @@ def test_a_local_cluster_for_trying_and_a_signal_that_stops_it(pretrained, tmp_p
     assert code == 75
     assert "stopped by SIGTERM" in err
     assert {entry["state"] for entry in ledger_of(out).values()} <= {"pending", "done"}
+    assert all(starts(log_of(out, run.key)) == 1 for run in runs)  # logs are below the sweep's folder, wherever it ran
     code, said, _ = finish(start_sweep(tmp_path, pretrained, "--ray", "local:2"))
     assert code == 0
     assert said.splitlines()[-1].startswith("2/2 done")

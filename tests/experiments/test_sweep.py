@@ -110,6 +110,10 @@ def ledger_of(out: Path) -> dict[str, dict]:
     return {entry["key"]: entry for entry in entries}
 
 
+def log_of(out: Path, key: str) -> Path:
+    return out / "logs" / f"{key.replace('/', '.')}.log"
+
+
 def ledger(out: Path) -> dict[str, dict]:
     """By the method alone."""
     return {key.split("/")[0]: entry for key, entry in ledger_of(out).items()}

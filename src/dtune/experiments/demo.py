@@ -1,8 +1,8 @@
 """`dtune demo`: the whole way from random data to a hopping decision transformer, in minutes on two cores."""
 
-import subprocess
-import sys
+import signal
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from dtune.experiments import presets, run
 from dtune.experiments.collect import Identity, make_curve
 from dtune.experiments.drawing import draw_panels
 from dtune.experiments.figures import AXES, band
+from dtune.experiments.jobs import Change, Job, LocalEngine, last_words
 from dtune.experiments.record import read_run
 from dtune.experiments.results import FINAL_EVALUATIONS
 
@@ -69,40 +70,38 @@ def run_demo(config: DemoConfig) -> None:
     console.print(f"this call took {time.monotonic() - began:.0f} s")
 
 
-def _command(config: DemoConfig, folder: Path, method: str) -> list[str]:
+def _command(config: DemoConfig, folder: Path, method: str) -> tuple[str, ...]:
     policy, out = folder / "pretrain" / "checkpoints" / "last", folder / method
-    command = [sys.executable, "-m", "dtune", "finetune", f"{method}/{config.dataset}", "--scale", "small"]
+    command = ["finetune", f"{method}/{config.dataset}", "--scale", "small"]
     command += ["--seed", str(config.seed), "--policy", str(policy), "--out", str(out)]
-    return command + ([] if config.iterations is None else ["--iterations", str(config.iterations)])
+    return (*command, *([] if config.iterations is None else ["--iterations", str(config.iterations)]))
 
 
-def _side_by_side(commands: dict[str, list[str]], folder: Path, lengths: dict[str, int]) -> None:
+def _side_by_side(commands: dict[str, tuple[str, ...]], folder: Path, lengths: dict[str, int]) -> None:
     """Runs the commands at once, a core each, and shows how they get on."""
-    logs = {method: (folder / f"{method}.log").open("w") for method in commands}
-    console, printed = Console(), time.monotonic()
-    running = {m: subprocess.Popen(c, stdout=logs[m], stderr=subprocess.STDOUT) for m, c in commands.items()}
-    try:
-        with Live(console=console, refresh_per_second=2, transient=True) as live:
-            while any(process.poll() is None for process in running.values()):
-                time.sleep(0.5)
-                if time.monotonic() - printed < (2 if console.is_terminal else 10):
-                    continue  # reading the records takes processor time from those who write them
-                printed = time.monotonic()
-                progress = {method: read_run(folder / method) for method in commands}
-                if console.is_terminal:
-                    live.update(_progress(progress, lengths))
-                    continue
-                for method, rows in progress.items():
-                    print(_line(method, rows, lengths[method]), flush=True)
-    finally:
-        for method, process in running.items():
-            process.terminate()
-            process.wait()
-            logs[method].close()
-    for method, process in running.items():
-        if process.returncode:
-            said = (folder / f"{method}.log").read_text().strip().splitlines()
-            raise DtuneError(f"{METHODS[method]} stopped ({process.returncode}): {said[-1] if said else 'no message'}")
+    console, printed, ended = Console(), time.monotonic(), dict[str, Change]()
+    with closing(LocalEngine(len(commands), retries=0)) as engine:
+        for method, arguments in commands.items():
+            engine.submit(Job(key=method, arguments=arguments, log=folder / f"{method}.log"))
+        try:
+            with Live(console=console, refresh_per_second=2, transient=True) as live:
+                while len(ended) < len(commands):
+                    ended |= {change.key: change for change in engine.poll(0.5) if change.state != "running"}
+                    if time.monotonic() - printed < (2 if console.is_terminal else 10):
+                        continue  # reading the records takes processor time from those who write them
+                    printed = time.monotonic()
+                    progress = {method: read_run(folder / method) for method in commands}
+                    if console.is_terminal:
+                        live.update(_progress(progress, lengths))
+                        continue
+                    for method, rows in progress.items():
+                        print(_line(method, rows, lengths[method]), flush=True)
+        finally:
+            engine.stop(signal.SIGTERM)
+    for method, change in ended.items():
+        if change.state == "failed":
+            said = last_words(folder / f"{method}.log")
+            raise DtuneError(f"{METHODS[method]} stopped ({change.code}): {said}")
 
 
 SHOWN = (

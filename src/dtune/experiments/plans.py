@@ -76,7 +76,10 @@ FIGURES = {
             _GRPO,
             Curve(
                 variant="full",
-                changes={"algorithm.subtrajectory_length": HORIZON, "algorithm.lookahead_length": 0},
+                changes={
+                    "algorithm.subtrajectory_length": HORIZON, "algorithm.lookahead_length": 0,
+                    "algorithm.reset_selection": "start",
+                },
             ),
         ),
     ),

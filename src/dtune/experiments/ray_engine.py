@@ -82,7 +82,7 @@ class RayEngine:
         """Hands a job to the cluster."""
         environment = {name: value for name, value in os.environ.items() if name.startswith(_HANDED_ON)}
         self._begun[job.key] = self._seen[job.key] = jobs.starts(job.log)
-        reference = self._task.remote(job.arguments, str(job.log), str(Path.cwd()), environment)
+        reference = self._task.remote(job.arguments, str(job.log.absolute()), str(Path.cwd()), environment)
         self._jobs[reference] = job
 
     def poll(self, patience: float) -> list[Change]:
