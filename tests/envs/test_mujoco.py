@@ -169,6 +169,9 @@ def test_a_simulation_that_mujoco_resets_silently_is_faulty(task, tmp_path, monk
     assert np.isfinite(simulator.snapshot()).all()  # nothing but the counters has seen it
     simulator.restore(good)
     assert not simulator.step(actions).faulty.any()  # the fault is the step's, not the simulation's for ever
+    for _ in range(2):  # the engine's silent reset sets its counters back as well
+        simulator.restore(bad)
+        assert simulator.step(actions).faulty.tolist() == [False, True, False]
 
 
 @every_task

@@ -175,7 +175,6 @@ class MujocoSimulator:
         """Makes the batch's first `count` simulations the rows; allocates for the largest count seen."""
         if self._batch is None or count > self._batch.nsim:
             self._batch = Batch(self.model, max(count, 1), self._threads)
-            self._warnings = np.zeros(self._batch.nsim, np.int64)
         batch = self._batch
         self._ids = None if count == batch.nsim else np.arange(count, dtype=np.int32)
         self._state = batch.state[:count]
@@ -188,17 +187,15 @@ class MujocoSimulator:
         """Runs the substeps of one step and returns which rows failed."""
         batch = self._batch
         assert batch is not None
+        count = len(self._state)
+        batch.warning[:count, :, 1] = 0
         with suppress(SimulationError):  # the other rows ran; `status` tells which did not
             batch.step(self._ids, nstep=self.task.frame_skip)
         self._memory = np.array(self.task.remember(self._memory, self._derived))
         # MuJoCo resets a simulation silently when it meets a NaN, and the state looks finite again: only the
         # counters tell. Every kind counts: a full contact buffer drops contacts, which spoils numbers too.
-        # Counters belong to simulations, not to rows, and only rise: so compare with the last count.
-        count = len(self._state)
-        warnings = batch.warning[:count, :, 1].sum(axis=1)
-        failed = (warnings > self._warnings[:count]) | (batch.status[:count] != 0)
-        self._warnings[:count] = warnings
-        return failed
+        # That reset sets the counters back as well, so a second fault counts up to 1 again: hence the zeros above.
+        return batch.warning[:count, :, 1].any(axis=1) | (batch.status[:count] != 0)
 
     def _now(self) -> Moment:
         return Moment(self._qpos, self._qvel, self._memory)
