@@ -96,7 +96,7 @@ def test_counts_are_saved_and_go_on():
     assert row["count/gradient_steps"] == 2
 
 
-def test_one_walk_in_a_hundred_may_be_faulty():
+def test_one_step_in_a_hundred_may_be_faulty():
     metrics = Metrics()
     metrics.count_episodes(episodes(*[1] * 39), episodes(3))
     metrics.count_groups(steps(*[1] * 60), steps(*[0] * 60), 0)
@@ -111,10 +111,24 @@ def test_more_stop_the_run(bad_episodes, bad_members):
     metrics = Metrics()
     metrics.count_episodes(episodes(*[1] * (40 - bad_episodes)), episodes(*[1] * bad_episodes))
     metrics.count_groups(steps(*[1] * 60), steps(*[0] * 60), bad_members)
-    with pytest.raises(NumericError, match=r"2 of 100 walks .* more than 1%: check the environment"):
+    with pytest.raises(NumericError, match=r"2 of 100 walks .* in 100 steps, of which 1% may: check the environment"):
         metrics.end()
     metrics.begin()  # of another iteration
     metrics.refuse_faults()
+
+
+def test_long_walks_may_break_more_often_than_short_ones():
+    metrics = Metrics()
+    metrics.count_episodes(episodes(*[10] * 19), episodes(10, 10))  # 2 of 210 steps
+    assert metrics.end()["rollout/faulty"] == 2
+
+
+def test_without_a_sound_walk_long_ones_are_too_many():
+    metrics = Metrics()
+    metrics.count_episodes(episodes(), Episodes(steps(400, time=400), torch.zeros(1, 400, 0), torch.zeros(1, 2),
+                                                torch.ones(1) == 1))  # fmt: skip
+    with pytest.raises(NumericError, match="1 of 1 walks"):
+        metrics.refuse_faults()
 
 
 def test_without_a_sound_episode_there_is_no_return_to_tell():

@@ -16,8 +16,9 @@ from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.errors import ConfigError, NumericError
 from dtune.experiments import checkpoint, disk
-from dtune.experiments.loop import Evaluation, Schedule, Stopped, train
+from dtune.experiments.loop import Evaluation, Schedule, train
 from dtune.experiments.record import read_rows
+from dtune.experiments.signals import Stopped
 
 GRPO_CONFIG = GRPOConfig(
     return_to_go=-3.0,
@@ -367,7 +368,10 @@ def test_another_algorithm_or_policy_does_not_continue(tmp_path):
 # Signals
 
 
-@pytest.mark.parametrize(("number", "name", "code"), [(signal.SIGTERM, "SIGTERM", 75), (signal.SIGINT, "Ctrl-C", 130)])
+@pytest.mark.parametrize(
+    ("number", "name", "code"),
+    [(signal.SIGTERM, "SIGTERM", 75), (signal.SIGUSR1, "SIGUSR1", 75), (signal.SIGINT, "Ctrl-C", 130)],
+)
 @pytest.mark.parametrize("moment", [1, 3, 6])
 def test_a_signal_stops_after_the_iteration_with_the_state_saved(tmp_path, undisturbed, number, name, code, moment):
     def strike(iteration: int, algorithm: Interrupting) -> None:

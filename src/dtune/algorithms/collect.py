@@ -10,8 +10,12 @@ from dtune.algorithms.metrics import Metrics
 from dtune.data.datasets import Dataset, recorded
 from dtune.envs.rollout import Episodes, collect_episodes
 from dtune.envs.simulator import Simulator
+from dtune.errors import NumericError
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import Policy
+
+ROUNDS = 4
+"""Rounds without a sound episode, one behind the other, that are one too many."""
 
 
 def collect_dataset(
@@ -42,17 +46,22 @@ def collect_dataset(
         The sound episodes.
 
     Raises:
-        NumericError: if a whole round of episodes was faulty.
+        NumericError: if `ROUNDS` rounds in a row brought no sound episode.
     """
     parts: list[tuple[Episodes, Episodes]] = []
-    count = episodes
+    count, vain = episodes, 0
     while count > 0:
         sound, faulty = collect_episodes(policy, simulator, count, return_to_go, generator, act=act, log_probs=False)
         parts.append((sound, faulty))
         together = [joined([part[which] for part in parts]) for which in (0, 1)]
-        if not len(sound):
-            metrics.count_episodes(*together)
-            metrics.refuse_faults()
+        vain = 0 if len(sound) else vain + 1
+        if vain and vain < ROUNDS:
+            continue
+        if vain:
+            raise NumericError(
+                f"no episode of {ROUNDS} rounds was sound, all met NaN or a simulator warning: check the environment,"
+                " or lower the learning rate; the last checkpoint is intact"
+            )
         missing = min_steps - int(together[0].lengths.sum())
         needed = math.ceil(missing / int(together[0].lengths.max())) if missing > 0 else 0
         count = min(needed, len(together[0]))

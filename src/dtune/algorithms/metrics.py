@@ -11,9 +11,23 @@ from dtune.envs.rollout import Episodes
 from dtune.errors import NumericError
 
 FAULT_LIMIT = 0.01
-"""Largest share of an iteration's walks whose numbers may be broken."""
+"""Largest share of an iteration's steps that may break the walk they belong to."""
 
 _COUNTS = ("trajectories", "subtrajectories", "lookahead")
+
+
+def too_many_faults(faulty: int, walks: int, steps: int) -> bool:
+    """Whether a simulator has broken down, or whoever acts in it.
+
+    A fault ends its walk, so there are as many steps that broke as walks: their share of all steps does not depend on
+    how long walks are. Where no walk is sound, nothing is left to learn from.
+
+    Args:
+        faulty: walks that a fault ended.
+        walks: all that were walked.
+        steps: taken on them together.
+    """
+    return faulty > FAULT_LIMIT * steps or faulty == walks > 0
 
 
 class Metrics:
@@ -28,7 +42,7 @@ class Metrics:
         """Forgets the last iteration, keeps the counts."""
         self.values: dict[str, float] = {}
         self.updates: list[dict[str, float]] = []
-        self.walks = self.faulty = 0
+        self.walks = self.faulty = self.steps = 0
 
     def set(self, key: str, value: int | float) -> None:
         """Records one number."""
@@ -36,17 +50,19 @@ class Metrics:
 
     def count_episodes(self, episodes: Episodes, faulty: Episodes) -> None:
         """Full trajectories walked; the faulty ones cost steps, too."""
-        self.env_steps["trajectories"] += int(episodes.lengths.sum() + faulty.lengths.sum())
-        self.walks, self.faulty = self.walks + len(episodes) + len(faulty), self.faulty + len(faulty)
+        steps = int(episodes.lengths.sum() + faulty.lengths.sum())
+        self.env_steps["trajectories"] += steps
+        self._count_walks(len(episodes) + len(faulty), len(faulty), steps)
         if len(episodes):
             self.set("rollout/return", episodes.returns.mean().item())
             self.set("rollout/length", episodes.lengths.double().mean().item())
 
     def count_groups(self, sampled: Steps, lookahead: Steps, faulty: int) -> None:
         """Sub-trajectories grown and looked ahead from."""
-        self.env_steps["subtrajectories"] += int(sampled.mask.sum())
-        self.env_steps["lookahead"] += int(lookahead.mask.sum())
-        self.walks, self.faulty = self.walks + len(sampled.mask), self.faulty + faulty
+        explored, looked = int(sampled.mask.sum()), int(lookahead.mask.sum())
+        self.env_steps["subtrajectories"] += explored
+        self.env_steps["lookahead"] += looked
+        self._count_walks(len(sampled.mask), faulty, explored + looked)
 
     def add_update(self, metrics: dict[str, float]) -> None:
         """What one gradient step reported."""
@@ -57,12 +73,13 @@ class Metrics:
         """Stops a run whose simulator has broken down.
 
         Raises:
-            NumericError: if more than `FAULT_LIMIT` of this iteration's walks were faulty.
+            NumericError: if more than `FAULT_LIMIT` of this iteration's steps broke, or all of its walks.
         """
-        if self.faulty > FAULT_LIMIT * self.walks:
+        if too_many_faults(self.faulty, self.walks, self.steps):
             raise NumericError(
-                f"{self.faulty} of {self.walks} walks of this iteration met NaN or a simulator warning, more than"
-                f" {FAULT_LIMIT:.0%}: check the environment, or lower the learning rate; the last checkpoint is intact"
+                f"{self.faulty} of {self.walks} walks of this iteration met NaN or a simulator warning, in"
+                f" {self.steps:,} steps, of which {FAULT_LIMIT:.0%} may: check the environment, or lower the learning"
+                " rate; the last checkpoint is intact"
             )
 
     def end(self) -> dict[str, float]:
@@ -81,6 +98,9 @@ class Metrics:
         self.set("count/env_steps", sum(self.env_steps.values()))
         self.set("count/gradient_steps", self.gradient_steps)
         return self.values
+
+    def _count_walks(self, walks: int, faulty: int, steps: int) -> None:
+        self.walks, self.faulty, self.steps = self.walks + walks, self.faulty + faulty, self.steps + steps
 
     def state_dict(self) -> dict[str, Any]:
         """The running counts."""

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dtune.cli import data, recording, reporting, training
 from dtune.cli.check import check
 from dtune.cli.importing import import_policy
+from dtune.cli.machine import doctor
+from dtune.cli.replaying import replay
 from dtune.cli.sweeping import sweep
 from dtune.errors import ConfigError, DtuneError
 
@@ -26,11 +28,13 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune record PATH --out FILE        a video of an episode; --before PATH: two side by side
   dtune data list|show|make|download  the datasets: which are here, what is in one, and how to get one
   dtune check env ID                  say what is right and wrong with a Gymnasium environment, or a task
+  dtune replay FILE                   walk again, step by step, what a run stopped for with exit code 5
+  dtune doctor                        versions, threads, graphics, GPU, disk, and what is known to be bad
   dtune import PATH --out DIR         make a checkpoint of online-dt's model.pt or of a Hugging Face folder
 
 `dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
 The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
-4 environment, 5 numbers no longer finite, 75 stopped by SIGTERM, 130 by Ctrl-C (both saved), 1 anything else."""
+4 environment, 5 numbers no longer finite, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C (saved), 1 anything else."""
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": training.demo,
@@ -44,6 +48,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sweep": sweep,
     "data": data.data,
     "check": check,
+    "replay": replay,
+    "doctor": doctor,
     "import": import_policy,
 }
 

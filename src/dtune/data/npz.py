@@ -47,6 +47,26 @@ def read_columns(path: Path, complain: Complain = refuse) -> dict[str, Tensor]:
         return dict(_read(archive, list(headers), path, complain))
 
 
+def read_array(archive: zipfile.ZipFile, key: str, where: str) -> np.ndarray:
+    """Reads one array of numbers from an .npz file that is open.
+
+    Args:
+        archive: the file.
+        key: name of the array.
+        where: the file and the key, for messages.
+
+    Raises:
+        DataError: if it is missing, damaged, holds anything but numbers or claims more than the file can hold.
+    """
+    with damage_explained(where):
+        _header(archive, key, where)
+        with archive.open(key + ENDING) as stream:
+            array = npy.read_array(stream, allow_pickle=False)
+            if stream.read(1):  # reading to the end is what makes zipfile compare the checksum
+                raise DataError(f"{where} is longer than it says: write it again.")
+    return array
+
+
 def _header(archive: zipfile.ZipFile, key: str, where: str) -> tuple[tuple[int, ...], np.dtype]:
     """Shape and kind of an array, refused if it holds no numbers or claims more than the archive can hold."""
     with damage_explained(where):
@@ -68,10 +88,7 @@ def _header(archive: zipfile.ZipFile, key: str, where: str) -> tuple[tuple[int, 
 def _read(archive: zipfile.ZipFile, keys: list[str], path: Path, complain: Complain) -> Iterator[tuple[str, Tensor]]:
     for key in keys:
         try:
-            with damage_explained(f"{path}: {key!r}"), archive.open(key + ENDING) as stream:
-                array = npy.read_array(stream, allow_pickle=False)
-                if stream.read(1):  # reading to the end is what makes zipfile compare the checksum
-                    raise DataError(f"{path}: {key!r} is longer than it says: write it again.")
+            array = read_array(archive, key, f"{path}: {key!r}")
             kind = np.dtype(bool if array.dtype.kind == "b" else np.float32)
             with np.errstate(over="ignore"):  # too large for float32 is infinity, which is refused by its row
                 yield key, torch.from_numpy(np.ascontiguousarray(array, dtype=kind))

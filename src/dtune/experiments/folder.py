@@ -206,13 +206,18 @@ def _describe(dataset: Path | None, command: list[str]) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(),
         "commit": git_commit(Path(dtune.__file__).parent),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
         "dataset": None if dataset is None else str(dataset),
         "dataset_sha256": None if dataset is None else sha256(dataset),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of the packages that numbers depend on, by name; None for one that is not installed."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:

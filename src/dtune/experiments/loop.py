@@ -2,24 +2,27 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from dtune.algorithms.metrics import too_many_faults
 from dtune.checks import above_zero
 from dtune.envs.rollout import collect_episodes
 from dtune.envs.simulator import Simulator
 from dtune.envs.tasks import normalized_score
-from dtune.errors import ConfigError, NumericError
+from dtune.envs.watched import Watched
+from dtune.errors import ConfigError, NumericError, SimulatorError
 from dtune.experiments import checkpoint
 from dtune.experiments.live import Live
 from dtune.experiments.mirrors import Mirror
 from dtune.experiments.record import Record, read_rows
-from dtune.experiments.signals import Stopped, name_and_code, stop_signals
+from dtune.experiments.replay import write_replay
+from dtune.experiments.signals import stop_signals, stopped_by
 from dtune.models.policy import Policy, TrainablePolicy
 
 EVALUATION_SEED = 1_000_003
@@ -73,7 +76,7 @@ class Evaluation:
         walked, faulty = collect_episodes(
             policy, self.simulator, self.episodes, self.return_to_go, generator, sample=False, log_probs=False
         )
-        if len(faulty):
+        if too_many_faults(len(faulty), self.episodes, int(walked.lengths.sum() + faulty.lengths.sum())):
             raise NumericError(
                 f"{len(faulty)} of {self.episodes} evaluation episodes met NaN or a simulator warning: the policy or"
                 " the environment has broken down; the last checkpoint is intact"
@@ -84,6 +87,8 @@ class Evaluation:
             scores = normalized_score(self.task, returns)
             metrics |= {"eval/normalized_score": scores.mean(), "eval/normalized_score_std": scores.std()}
         metrics["eval/length"] = walked.lengths.double().mean().item()
+        if len(faulty):  # left out of all of the above
+            metrics["eval/faulty"] = len(faulty)
         return {key: float(value) for key, value in metrics.items()}
 
 
@@ -151,8 +156,9 @@ def train(
         The rows of `metrics.csv` (of this call only, where there is no directory).
 
     Raises:
-        NumericError: if a parameter stops being finite; the last good checkpoint is intact.
-        Stopped: after SIGINT or SIGTERM, with the state saved.
+        NumericError: if a parameter stops being finite, or too many numbers of the simulator: the last good checkpoint
+            is intact, and `replay_….npz` in `directory` holds walks that led there.
+        Stopped: after SIGINT, SIGTERM or SIGUSR1, with the state saved.
     """
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
@@ -160,14 +166,15 @@ def train(
         first, limit = loop.progress.iteration, schedule.time_limit
         live = stack.enter_context(Live(title, schedule.iterations, first, time_limit=limit, quiet=quiet))
         loop.mirror = None if mirror is None else stack.enter_context(mirror(live.say))
-        loop.open(live.say, stack)
-        while not loop.ended and not stop:
-            live.update(loop.progress.iteration + 1, loop.iterate())
+        try:
+            loop.open(live.say, stack)
+            while not loop.ended and not stop:
+                live.update(loop.progress.iteration + 1, loop.iterate())
+        except NumericError as error:
+            raise loop.keep_replay(error) from error
         if stop:
             loop.save()
-            name, code = name_and_code(stop[0])
-            raise Stopped(f"stopped by {name} after iteration {loop.progress.iteration}: saved; the same"
-                          " command continues", code)  # fmt: skip
+            raise stopped_by(stop[0], loop.progress.iteration)
         return loop.rows()
 
 
@@ -183,9 +190,13 @@ class _Loop:
         directory: Path | None,
         documents: Mapping[str, Any],
     ):
-        self.algorithm, self.simulator, self.schedule = algorithm, simulator, schedule
-        self.evaluation, self.directory, self.documents = evaluation, directory, documents
-        self.progress, self.saved = _Progress(), 0
+        self.algorithm, self.schedule, self.directory, self.documents = algorithm, schedule, directory, documents
+        self.simulator = None if simulator is None else Watched(simulator)
+        self.evaluation, self.judged = evaluation, None
+        if evaluation is not None:
+            self.judged = Watched(evaluation.simulator)
+            self.evaluation = replace(evaluation, simulator=self.judged)
+        self.progress, self.saved, self.begun = _Progress(), 0, 0
         self.record: Record | None = None
         self.mirror: Mirror | None = None
         self._rows: list[dict[str, float]] = []
@@ -229,6 +240,9 @@ class _Loop:
 
     def iterate(self) -> dict[str, float]:
         """One iteration, recorded."""
+        self.begun = self.progress.iteration + 1
+        for watched in filter(None, (self.simulator, self.judged)):
+            watched.forget()
         began = time.perf_counter()
         metrics = self.algorithm.iterate(self.simulator)
         elapsed = time.perf_counter() - began
@@ -269,6 +283,19 @@ class _Loop:
         best = judged and self.progress.best_iteration == now
         checkpoint.save(self.directory, now, state, best=best, documents=self.documents)
         self.saved = now
+
+    def keep_replay(self, error: NumericError) -> NumericError:
+        """Writes the walks that led to `error` to the run folder, where they can be had; says so."""
+        if self.directory is None:
+            return error
+        path = self.directory / f"replay_{self.begun:06d}.npz"
+        task = None if self.evaluation is None else self.evaluation.task
+        for watched in sorted(filter(None, (self.simulator, self.judged)), key=lambda watched: not watched.broken):
+            with suppress(SimulatorError, OSError):  # one cannot go back in it, or the disk is full
+                if walks := watched.walks():
+                    write_replay(path, walks, task=task, iteration=self.begun, reason=str(error))
+                    return NumericError(f"{error}; `dtune replay {path}` walks there again, step by step")
+        return error
 
     def rows(self) -> list[dict[str, float]]:
         """What was recorded."""

@@ -1,4 +1,4 @@
-"""Being asked to stop: noted, so that what is under way can end in order."""
+"""Being asked to stop: by Ctrl-C, or by a scheduler that wants its machine back."""
 
 import signal
 from collections.abc import Iterator
@@ -6,6 +6,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from dtune.errors import DtuneError
+
+SIGNALS = {
+    signal.SIGINT: ("Ctrl-C", 130),
+    signal.SIGTERM: ("SIGTERM", 75),
+    signal.SIGUSR1: ("SIGUSR1", 75),
+}
+"""What ends work in order: how it is called, and the exit code."""
 
 
 class Stopped(DtuneError):
@@ -17,13 +24,19 @@ class Stopped(DtuneError):
 
 
 def name_and_code(number: int) -> tuple[str, int]:
-    """What people call SIGINT or SIGTERM, and the exit code of a command it stopped."""
-    return ("Ctrl-C", 130) if number == signal.SIGINT else ("SIGTERM", 75)
+    """What people call the signal, and the exit code of a command it stopped."""
+    return SIGNALS[signal.Signals(number)]
+
+
+def stopped_by(number: int, iteration: int) -> Stopped:
+    """What a run that saved its state after `iteration` ends with."""
+    name, code = name_and_code(number)
+    return Stopped(f"stopped by {name} after iteration {iteration}: saved; the same command continues", code)
 
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM instead of dying of them; the second SIGINT interrupts at once."""
+    """Collects `SIGNALS` instead of dying of them; the second SIGINT interrupts at once."""
     caught: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
@@ -32,7 +45,7 @@ def stop_signals() -> Iterator[list[int]]:
         caught.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, note) for number in SIGNALS}
     except ValueError:  # signals reach the main thread only: elsewhere they are its business
         before = {}
     try:
