@@ -29,7 +29,33 @@ PPO = [
     "--algorithm.updates-per-iteration", "2",
 ]  # fmt: skip
 
+_POLICY = ["--checkpoint-every", "2", "--algorithm.context-length", "1"]
+_FIT = ["--algorithm.update.context-length", "2", "--algorithm.update.batch-size", "8",
+        "--algorithm.update.updates-per-iteration", "2"]  # fmt: skip
+
+Q_GUIDED = [
+    "finetune", "q_guided/hopper-random-v2", *_RUN, *_POLICY, "--algorithm.episodes-per-iteration", "2",
+    "--algorithm.state-trajectories", "2", "--algorithm.states", "1", "--algorithm.group-size", "4",
+    "--algorithm.batch-size", "4", "--algorithm.critic-updates", "2", "--algorithm.critic-batch-size", "8",
+    "--algorithm.critic.offline-updates", "3", "--algorithm.critic.width", "8",
+]  # fmt: skip
+
+ODT = ["finetune", "odt/hopper-random-v2", *_RUN, *_POLICY, *_FIT, "--algorithm.min-steps", "0"]
+
+ODT_TD3 = [
+    "finetune", "odt_td3/hopper-random-v2", *_RUN, *_POLICY, *_FIT, "--algorithm.min-steps", "0",
+    "--algorithm.critic.offline-updates", "3", "--algorithm.critic.width", "8",
+]  # fmt: skip
+
+IQL = [
+    "finetune", "iql/hopper-random-v2", *_RUN, "--checkpoint-every", "2", "--algorithm.batch-size", "8",
+    "--algorithm.width", "8", "--algorithm.pretraining-updates", "8", "--algorithm.updates-per-offline-iteration", "4",
+    "--algorithm.min-steps", "20", "--algorithm.replay-capacity", "2000",
+]  # fmt: skip
+
 COMMANDS = {"grpo": GRPO, "ppo": PPO}
+OTHERS = {"q_guided": Q_GUIDED, "odt": ODT, "odt_td3": ODT_TD3, "iql": IQL}
+"""The methods that go on learning from the offline data, which `--data` has to name."""
 
 
 def environment(folder: Path) -> dict[str, str]:

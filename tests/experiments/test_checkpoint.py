@@ -159,6 +159,37 @@ def test_a_damaged_last_falls_back_and_says_so(tmp_path):
     assert "Continuing from iteration_000020" in found.warning
 
 
+def damage(path: Path, chance: random.Random) -> None:
+    """Cuts a file of a checkpoint, or flips a bit of it."""
+    file = chance.choice(sorted(path.iterdir()))
+    content = bytearray(file.read_bytes())
+    if chance.random() < 0.5:
+        file.write_bytes(content[: chance.randrange(len(content))])
+        return
+    content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+    file.write_bytes(content)
+
+
+def test_no_damage_is_loaded_silently_and_each_falls_back_to_the_checkpoint_before(tmp_path):
+    for iteration in (10, 20):
+        save(tmp_path, iteration, make_state(iteration))
+    last, good = tmp_path / "checkpoints" / "iteration_000020", plain(make_state(10))
+    whole = {file: file.read_bytes() for file in last.iterdir()}
+    chance = random.Random(1)
+    for _ in range(200):
+        damage(last, chance)
+        found = load_last(tmp_path)
+        assert found is not None
+        assert found.iteration == 10
+        assert "Continuing from iteration_000010" in (found.warning or "")
+        assert same(found.state, good)
+        for file, content in whole.items():
+            file.write_bytes(content)
+    found = load_last(tmp_path)
+    assert found is not None
+    assert (found.iteration, found.warning) == (20, None)
+
+
 def test_a_link_to_nowhere_falls_back(tmp_path):
     save(tmp_path, 10, make_state())
     path = save(tmp_path, 20, make_state())

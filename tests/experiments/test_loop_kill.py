@@ -1,19 +1,26 @@
 """Real processes, really killed, on Hopper: the same command goes on, and nobody can tell."""
 
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from tiny import COMMANDS, PRETRAIN, finish, outcome, start
+from tiny import COMMANDS, OTHERS, PRETRAIN, finish, outcome, start
 
 from dtune.cli import main
 
 STEPS_OF_DISK = "fsync", "rename", "replace", "symlink"
+METHODS = [*COMMANDS, *OTHERS]
+LONG = int(os.environ.get("DTUNE_LONG", "50"))
+"""Kills of the long form."""
 
 # Ends the process by SIGKILL at the n-th change of the disk: inside a checkpoint, the record, a link.
 DIE_AT = f"""
@@ -39,7 +46,9 @@ Record.append = lambda *row: (append(*row), time.sleep(0.3))[0]
 
 
 def command(method: str, policy: Path, *more: str) -> list[str]:
-    return [*COMMANDS[method], "--policy", str(policy), "--out", "run", *more]
+    begin = [] if method == "iql" else ["--policy", str(policy)]  # it has a policy of its own
+    data = ["--data", str(next((policy.parent / "data").iterdir()))] if method in OTHERS else []
+    return [*(COMMANDS | OTHERS)[method], *begin, *data, "--out", "run", *more]
 
 
 def wait_for(process: subprocess.Popen[str], what, limit: float = 60.0) -> None:
@@ -56,13 +65,16 @@ def rows(run: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pretrained, tmp_path_factory) -> dict[str, dict[str, bytes]]:
-    found = {}
-    for method in COMMANDS:
+def undisturbed(pretrained, tmp_path_factory) -> Callable[[str], dict[str, bytes]]:
+    """What a method's run ends with that nothing happens to."""
+
+    @cache
+    def run(method: str) -> dict[str, bytes]:
         folder = tmp_path_factory.mktemp(method)
         within(command(method, pretrained), folder)
-        found[method] = outcome(folder / "run")
-    return found
+        return outcome(folder / "run")
+
+    return run
 
 
 def within(arguments: list[str], folder: Path) -> None:
@@ -70,8 +82,10 @@ def within(arguments: list[str], folder: Path) -> None:
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        main(arguments)
-    torch.set_num_threads(threads)
+        try:
+            main(arguments)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def die(arguments: list[str], folder: Path, chance: random.Random) -> bool:
@@ -97,14 +111,53 @@ def check_killed_again_and_again(method: str, seed: int, policy: Path, folder: P
 
 @pytest.mark.parametrize(("method", "seed"), [("grpo", 0), ("ppo", 1)])
 def test_sigkill_at_random_moments(pretrained, tmp_path, undisturbed, method, seed):
-    check_killed_again_and_again(method, seed, pretrained, tmp_path, undisturbed[method])
+    check_killed_again_and_again(method, seed, pretrained, tmp_path, undisturbed(method))
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: no `except Exception` catches it."""
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_killed_inside_a_save_by_every_other_method(pretrained, tmp_path, undisturbed, method):
+    left = [random.Random(method).randrange(30, 70)]
+
+    def dying(function):
+        def call(*arguments, **options):
+            left[0] -= 1
+            if not left[0]:
+                raise Killed
+            return function(*arguments, **options)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(Killed):
+        for name in STEPS_OF_DISK:
+            patch.setattr(os, name, dying(getattr(os, name)))
+        within(command(method, pretrained), tmp_path)
+    assert left[0] <= 0  # it did die
+    within(command(method, pretrained), tmp_path)
+    assert outcome(tmp_path / "run") == undisturbed(method)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["grpo", "ppo"])
-@pytest.mark.parametrize("seed", range(25))
-def test_sigkill_at_fifty_random_moments(pretrained, tmp_path, undisturbed, method, seed):
-    check_killed_again_and_again(method, 100 + seed, pretrained, tmp_path, undisturbed[method])
+@pytest.mark.parametrize("seed", range(LONG))
+def test_a_kill_at_a_random_moment_of_every_method(pretrained, tmp_path, undisturbed, seed):
+    """Of six methods in turn; half of the kills inside a save, the others whenever."""
+    chance, method = random.Random(1000 + seed), METHODS[seed % len(METHODS)]
+    arguments = command(method, pretrained)
+    if seed // len(METHODS) % 2:
+        moment = chance.randrange(1, 70)
+        process = start(arguments, tmp_path, before=DIE_AT.format(moment=moment))
+    else:
+        process = start(arguments, tmp_path, before=SLOWLY)
+        wait_for(process, lambda: rows(tmp_path / "run") > 0)
+        time.sleep(1.8 * chance.random())
+        process.kill()
+    assert finish(process)[0] == -signal.SIGKILL
+    code, _, err = finish(start(arguments, tmp_path))
+    assert (code, err) == (0, "")
+    assert outcome(tmp_path / "run") == undisturbed(method)
 
 
 def check_killed_at(moment: int, method: str, policy: Path, folder: Path, expected: dict[str, bytes]):
@@ -117,18 +170,22 @@ def check_killed_at(moment: int, method: str, policy: Path, folder: Path, expect
 
 def test_sigkill_inside_a_save(pretrained, tmp_path, undisturbed):
     moment = random.Random(0).randrange(40, 60)
-    check_killed_at(moment, "grpo", pretrained, tmp_path, undisturbed["grpo"])
+    check_killed_at(moment, "grpo", pretrained, tmp_path, undisturbed("grpo"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("moment", range(1, 70, 2))
 def test_sigkill_at_every_other_change_of_the_disk(pretrained, tmp_path, undisturbed, moment):
-    check_killed_at(moment, "grpo", pretrained, tmp_path, undisturbed["grpo"])
+    check_killed_at(moment, "grpo", pretrained, tmp_path, undisturbed("grpo"))
 
 
 @pytest.mark.parametrize(
     ("method", "number", "code", "name"),
-    [("ppo", signal.SIGTERM, 75, "SIGTERM"), ("grpo", signal.SIGINT, 130, "Ctrl-C")],
+    [
+        ("ppo", signal.SIGTERM, 75, "SIGTERM"),
+        ("ppo", signal.SIGUSR1, 75, "SIGUSR1"),
+        ("grpo", signal.SIGINT, 130, "Ctrl-C"),
+    ],
 )
 def test_asked_to_stop_it_saves_and_says_so(pretrained, tmp_path, undisturbed, method, number, code, name):
     process = start(command(method, pretrained), tmp_path, before=SLOWLY)
@@ -144,7 +201,7 @@ def test_asked_to_stop_it_saves_and_says_so(pretrained, tmp_path, undisturbed, m
     ended, out, err = finish(start(command(method, pretrained), tmp_path))
     assert (ended, err) == (0, "")
     assert done == 6 or f"continuing after iteration {done} of 6" in out
-    assert outcome(tmp_path / "run") == undisturbed[method]
+    assert outcome(tmp_path / "run") == undisturbed(method)
     meta = json.loads((tmp_path / "run" / "meta.json").read_text())
     assert len(meta["continued"]) == 1
 

@@ -206,7 +206,7 @@ def _check_described(folder: Path) -> None:
     path = folder / "metadata.json"
     try:
         described = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}): download the dataset again.") from error
     if described.get("data_format", "hdf5") != "hdf5":
         raise DataError(

@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,7 +123,7 @@ def load_last(run_dir: Path) -> Loaded | None:
     root = Path(run_dir) / "checkpoints"
     last = _target(root / "last")
     others = sorted((path for path in _checkpoints(root) if path.name != last), key=_iteration, reverse=True)
-    candidates = others if last is None else [root / last, *others]
+    candidates = others if last is None else [root / last, *others]  # never where a link may lead outside
     problems: list[str] = []
     for path in candidates:
         try:
@@ -153,6 +154,9 @@ def verify(directory: Path) -> dict[str, bytes]:
         raise CheckpointError(f"{directory} is not a whole checkpoint: it has no {_MANIFEST}; {_WAY_OUT}")
     try:
         names = sorted(path.name for path in directory.iterdir() if path.name != _MANIFEST)
+        for name in (*names, _MANIFEST):  # a link may lead to what is nobody else's to read, a pipe to no end
+            if not stat.S_ISREG((directory / name).lstat().st_mode):
+                raise CheckpointError(f"{directory / name} is not a regular file; {_WAY_OUT}")
         files = {name: (directory / name).read_bytes() for name in names}
         manifest = (directory / _MANIFEST).read_bytes()
     except OSError as error:

@@ -100,7 +100,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     path = Path(directory) / "config.json"
     try:
         config = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(
             f"{path} cannot be read ({error}): give a run folder, or delete this one to start again."
         ) from error

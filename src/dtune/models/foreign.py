@@ -111,7 +111,7 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
         settings = json.loads((path / "config.json").read_text())
         safe = path / "model.safetensors"
         weights = safetensors.torch.load_file(safe) if safe.is_file() else _unpickle(path / "pytorch_model.bin")
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise DataError(f"{path} cannot be read ({said}): a folder needs config.json and model.safetensors") from error
     for name, value in _PLAIN.items():
