@@ -143,6 +143,9 @@ class Broken(Drift):
         return sight, reward, *others
 
 
+_SIGNALS = {"stop": signal.SIGSTOP, "kill": signal.SIGKILL, "segv": signal.SIGSEGV}
+
+
 class Fuse(gymnasium.Wrapper):
     """Fails at its `step`-th step while `fuse`, a file, is there; burns that down, one byte a failure."""
 
@@ -164,7 +167,7 @@ class Fuse(gymnasium.Wrapper):
                 os._exit(3)
             if self.how == "hang":
                 time.sleep(100)
-            os.kill(os.getpid(), signal.SIGSTOP if self.how == "stop" else signal.SIGKILL)
+            os.kill(os.getpid(), _SIGNALS[self.how])
         return super().step(action)
 
 

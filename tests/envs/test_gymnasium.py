@@ -353,7 +353,7 @@ def test_what_cannot_be_gone_back_in_says_why_and_what_does_not_need_it(environm
 
 @pytest.mark.parametrize(
     ("how", "environment"),
-    [*((how, worlds.drift) for how in ("raise", "exit", "kill", "hang", "stop")), ("kill", worlds.hopper)],
+    [*((how, worlds.drift) for how in ("raise", "exit", "kill", "segv", "hang", "stop")), ("kill", worlds.hopper)],
 )
 def test_a_walk_in_a_worker_that_failed_is_as_if_it_had_not(how, environment, tmp_path):
     undisturbed = here(environment)
@@ -376,6 +376,25 @@ def test_a_walk_in_a_worker_that_failed_is_as_if_it_had_not(how, environment, tm
         assert fuse.read_bytes() == b""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["raise", "segv", "hang"])
+def test_each_fault_at_twenty_random_steps_changes_nothing(how, tmp_path):
+    undisturbed = here(worlds.drift)
+    actions = draw(worlds.HORIZON, 4, undisturbed)
+    undisturbed.reset(4, seeded())
+    expected = walk(undisturbed, actions)
+    lengths, chance = len(expected), seeded(7)
+    for number in range(20):
+        fuse = tmp_path / f"fuse{number}"
+        at = int(torch.randint(1, lengths + 1, (1,), generator=chance))
+        make = partial(fused, worlds.drift, fuse, how, at)
+        with dtune.GymnasiumSimulator(make, workers=2, timeout=3.0 if how == "hang" else 60.0) as simulator:
+            simulator.reset(4, seeded())
+            fuse.write_bytes(b"x")
+            assert_same(walk(simulator, actions), expected)
+            assert fuse.read_bytes() == b"", at
+
+
 def saved_by(simulator, actions):
     """Snapshots after one step."""
     simulator.reset(4, seeded())
@@ -383,8 +402,8 @@ def saved_by(simulator, actions):
     return simulator.snapshot()
 
 
-def fused(make, fuse, how):
-    return worlds.Fuse(make(), fuse, how, 4)
+def fused(make, fuse, how, at=4):
+    return worlds.Fuse(make(), fuse, how, at)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
