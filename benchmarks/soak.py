@@ -56,9 +56,7 @@ def soak(minutes: float, every: float, out: Path, folder: Path, more: list[str])
                 continue  # pretraining, where no policy was given
             began = began or time.monotonic()
             row = {"minutes": (time.monotonic() - began) / 60, "iteration": done, **sample(process.pid)}
-            writer.writerow(
-                {key: f"{value:.4g}" if key == "minutes" else round(value, 1) for key, value in row.items()}
-            )
+            writer.writerow({key: round(value, 2) for key, value in row.items()})
             file.flush()
             rows.append(row)
         process.send_signal(signal.SIGTERM)
@@ -84,8 +82,11 @@ def main() -> None:
     settled = [row for row in rows if row["minutes"] >= min(chosen.settle, chosen.minutes / 2)]
     growth = max(row["memory_mb"] for row in settled) - settled[0]["memory_mb"]
     files = max(row["files"] for row in settled) - settled[0]["files"]
-    print(f"{rows[-1]['iteration']:.0f} iterations in {rows[-1]['minutes']:.1f} minutes: memory {settled[0]['memory_mb']:.0f} MB,"
-          f" growth {growth:.1f} MB (limit {GROWTH_LIMIT:.0f}); open files {settled[0]['files']:.0f}, growth {files:.0f}")  # fmt: skip
+    print(
+        f"{rows[-1]['iteration']:.0f} iterations in {rows[-1]['minutes']:.1f} minutes:"
+        f" memory {settled[0]['memory_mb']:.0f} MB, growth {growth:.1f} MB (limit {GROWTH_LIMIT:.0f});"
+        f" open files {settled[0]['files']:.0f}, growth {files:.0f}"
+    )
     sys.exit(0 if growth <= GROWTH_LIMIT and files <= 0 else 1)
 
 

@@ -10,7 +10,7 @@ from dtune.envs.adroit import Door, Hammer, Pen
 from dtune.envs.antmaze import AntMaze
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
 from dtune.envs.mujoco import MujocoSimulator
-from dtune.envs.simulator import Restorable
+from dtune.envs.simulator import Outcome, Restorable
 from dtune.errors import ConfigError, SimulatorError
 
 TASKS = [
@@ -71,6 +71,25 @@ def test_going_back_is_going_on(task):
 
 def actions_at(task, step):
     return draw_actions(37, 6, task, seed=2)[step]
+
+
+@pytest.mark.slow
+@every_task
+def test_a_hundred_random_states_go_on_to_the_last_bit(task):
+    rows, steps, chance = 100, 400, seeded(3)
+    at, order = torch.randint(1, 90, (rows,), generator=chance), torch.randperm(rows, generator=chance)
+    actions, simulator = draw_actions(90 + steps, rows, task), begin(task, rows)
+    outcomes, snapshots = [], []
+    for chosen in actions:
+        snapshots.append(simulator.snapshot() if len(snapshots) < 90 else None)
+        outcomes.append(simulator.step(chosen))
+    together = Outcome(*map(torch.stack, zip(*outcomes)))
+    other = MujocoSimulator(task)
+    other.restore(np.stack([snapshots[at[row]][row] for row in order]))
+    for step in range(steps):
+        ours = other.step(actions[at[order] + step, order])
+        for field, theirs in zip(ours, together, strict=True):
+            assert torch.equal(field, theirs[at[order] + step, order]), step
 
 
 @every_task
