@@ -171,9 +171,10 @@ def damage(path: Path, chance: random.Random) -> None:
 
 
 def test_no_damage_is_loaded_silently_and_each_falls_back_to_the_checkpoint_before(tmp_path):
-    for iteration in (10, 20):
-        save(tmp_path, iteration, make_state(iteration))
-    last, good = tmp_path / "checkpoints" / "iteration_000020", plain(make_state(10))
+    state = make_state(10)
+    save(tmp_path, 10, state)
+    save(tmp_path, 20, make_state(20))
+    last, good = tmp_path / "checkpoints" / "iteration_000020", plain(state)
     whole = {file: file.read_bytes() for file in last.iterdir()}
     chance = random.Random(1)
     for _ in range(200):
