@@ -69,7 +69,7 @@ class Watched:
 
     def step(self, actions: Float32[Tensor, "envs action"]) -> Outcome:
         """Advances every row by one step; see `Simulator.step`."""
-        self._taken.append((self._rows, actions.detach()))
+        self._taken.append((self._rows, actions.detach().clone()))
         outcome = self._simulator.step(actions)
         if outcome.faulty.any():
             for row in self._rows[outcome.faulty][: KEPT - len(self._broken)].tolist():
