@@ -166,6 +166,17 @@ def verify(directory: Path) -> dict[str, bytes]:
     return files
 
 
+def policy_files(directory: Path) -> dict[str, bytes]:
+    """The files of a checkpoint that make its policy, and a manifest of these alone: a checkpoint for strangers.
+
+    Raises:
+        CheckpointError: if a file is damaged, missing or too many.
+    """
+    files = verify(directory)
+    kept = {name: data for name, data in files.items() if name not in ("tensors.safetensors", "state.json")}
+    return {**kept, _MANIFEST: _manifest(kept)}
+
+
 def _difference(manifest: bytes, files: dict[str, bytes]) -> str:
     lines = manifest.decode("utf-8", "replace").splitlines()
     expected = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}

@@ -9,7 +9,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from dtune.errors import ConfigError
-from dtune.experiments import checkpoint
+from dtune.experiments import checkpoint, hub
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig
 from dtune.models.reinformer import Reinformer, ReinformerConfig
@@ -37,11 +37,16 @@ def describe(policy: StoredPolicy, **about: Any) -> dict[str, Any]:
 
 
 def load_policy(path: str | Path) -> StoredPolicy:
-    """Reads a policy from a checkpoint, or from the best checkpoint of a run folder. Executes nothing it reads.
+    """Reads a policy. Executes nothing it reads.
+
+    Args:
+        path: a checkpoint, or a run folder (its best checkpoint); where there is neither, `user/name` is the name of a
+            repository on Hugging Face, which is fetched.
 
     Raises:
         ConfigError: if there is no checkpoint at `path`, or not one of a policy in `KINDS`.
         CheckpointError: if a file of it is damaged.
+        DataError: if a repository cannot be fetched.
     """
     return _read(Path(path))[0]
 
@@ -54,9 +59,14 @@ def read_about(path: str | Path) -> dict[str, Any]:
 def find_checkpoint(path: Path) -> Path:
     """The checkpoint meant by a path: itself, or the best of a run folder (the last, where none was judged).
 
+    It is fetched from Hugging Face where the path is `user/name` and there is no folder `user`.
+
     Raises:
         ConfigError: if there is none.
+        DataError: if it cannot be fetched.
     """
+    if hub.is_repository(str(path)):
+        path = hub.pull(str(path))
     for candidate in (path, path / "checkpoints" / "best", path / "best", path / "checkpoints" / "last"):
         if (candidate / DOCUMENT).is_file():
             return candidate
