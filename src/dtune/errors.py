@@ -3,6 +3,15 @@
 Every message is one sentence that says what is wrong, where, which rule it breaks and the way out.
 """
 
+import difflib
+from collections.abc import Iterable
+
+
+def meant(name: str, choices: Iterable[str]) -> str:
+    """` (perhaps you meant X)`, for the choice that a name looks like; nothing where it looks like none."""
+    near = difflib.get_close_matches(name.lower(), choices, n=1, cutoff=0.75)
+    return f" (perhaps you meant {near[0]})" if near else ""
+
 
 class DtuneError(Exception):
     """Anything dtune refuses, with a sentence for the user."""

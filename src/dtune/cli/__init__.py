@@ -5,13 +5,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from dtune.cli import data, recording, reporting, training
+from dtune.cli import data, recording, reporting, sharing, training
 from dtune.cli.check import check
+from dtune.cli.completion import completion
 from dtune.cli.importing import import_policy
 from dtune.cli.machine import doctor
 from dtune.cli.replaying import replay
 from dtune.cli.sweeping import sweep
-from dtune.errors import ConfigError, DtuneError
+from dtune.errors import ConfigError, DtuneError, meant
 
 # Torch takes a second to import: only where a command needs it, so that `dtune --help` answers at once.
 
@@ -31,6 +32,9 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune replay FILE                   walk again, step by step, what a run stopped for with exit code 5
   dtune doctor                        versions, threads, graphics, GPU, disk, and what is known to be bad
   dtune import PATH --out DIR         make a checkpoint of online-dt's model.pt or of a Hugging Face folder
+  dtune export PATH --out FILE.onnx   write a policy as ONNX, compared with itself
+  dtune push PATH USER/NAME           send a policy to Hugging Face, with a model card
+  dtune completion bash|zsh           print what makes the shell complete all this
 
 `dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
 The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
@@ -51,6 +55,9 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "replay": replay,
     "doctor": doctor,
     "import": import_policy,
+    "export": sharing.export,
+    "push": sharing.push,
+    "completion": completion,
 }
 
 
@@ -81,7 +88,8 @@ def _run(given: list[str]) -> None:
         sys.exit(0 if given else 2)
     command = COMMANDS.get(given[0])
     if command is None:
-        raise ConfigError(f"there is no command {given[0]!r}: choose one of {', '.join(COMMANDS)}")
+        hint = meant(given[0], COMMANDS)
+        raise ConfigError(f"there is no command {given[0]!r}{hint}: choose one of {', '.join(COMMANDS)}")
     command(given[1:])
 
 

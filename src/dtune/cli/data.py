@@ -9,7 +9,7 @@ import tyro
 
 from dtune.cli import showing
 from dtune.cli.options import parse
-from dtune.errors import ConfigError, DataError
+from dtune.errors import ConfigError, DataError, meant
 
 USAGE = """say what to do with data:
 
@@ -32,7 +32,11 @@ def data(arguments: list[str]) -> None:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE)
     elif not arguments or arguments[0] not in commands:
-        said = f"there is no command 'data {arguments[0]}'" if arguments else "say what to do with data"
+        said = (
+            f"there is no command 'data {arguments[0]}'{meant(arguments[0], commands)}"
+            if arguments
+            else "say what to do with data"
+        )
         raise ConfigError(f"{said}: choose one of {', '.join(commands)}; `dtune data --help` says what they do")
     else:
         commands[arguments[0]](arguments[1:])
@@ -127,7 +131,9 @@ def make(arguments: list[str]) -> None:
     command = parse(Make, "data make", arguments)
     name = random.get(command.name, command.name)
     if name not in random.values():
-        raise ConfigError(f"{command.name!r} is no random dataset: choose one of {', '.join(random)}")
+        raise ConfigError(
+            f"{command.name!r} is no random dataset{meant(command.name, random)}: choose one of {', '.join(random)}"
+        )
     episodes = presets.pretraining(name, "paper").random_episodes if command.episodes is None else command.episodes
     for what, value in (("episodes", episodes), ("threads", command.threads)):
         if value < 1:
@@ -157,10 +163,11 @@ def download(arguments: list[str]) -> None:
     from dtune.experiments import loading
 
     if command.name not in SOURCES:
-        if not minari.ID.fullmatch(command.name):
+        near = meant(command.name, SOURCES)
+        if not minari.ID.fullmatch(command.name) or ("/" not in command.name and near):
             raise ConfigError(
                 f"{command.name!r} is no dataset of Tables 2-4 ({', '.join(SOURCES)}) and no Minari id (as"
-                " D4RL/door/human-v2)"
+                f" D4RL/door/human-v2){near}"
             )
         path, _ = minari.find_minari(command.name, download=True)
     else:

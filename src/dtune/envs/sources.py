@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from dtune.data.splitting import Splitting
 from dtune.envs.tasks import DATASETS
-from dtune.errors import ConfigError
+from dtune.errors import ConfigError, meant
 
 ADDRESS = "http://rail.eecs.berkeley.edu/datasets/offline_rl"
 """Where D4RL's files lie by default; $DTUNE_D4RL_URL names another place of the same layout."""
@@ -78,5 +78,5 @@ def source(name: str) -> Source:
         ConfigError: if it is not one of Tables 2-4.
     """
     if name not in SOURCES:
-        raise ConfigError(f"{name!r} is no dataset of Tables 2-4: they are {', '.join(SOURCES)}.")
+        raise ConfigError(f"{name!r} is no dataset of Tables 2-4{meant(name, SOURCES)}: they are {', '.join(SOURCES)}.")
     return SOURCES[name]

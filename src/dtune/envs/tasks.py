@@ -12,7 +12,7 @@ from dtune.envs.antmaze import AntMaze
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
 from dtune.envs.mujoco import MujocoSimulator
 from dtune.envs.rules import Task
-from dtune.errors import ConfigError
+from dtune.errors import ConfigError, meant
 
 Returns = TypeVar("Returns", float, np.ndarray, Tensor)
 
@@ -141,7 +141,9 @@ def task_info(name: str) -> TaskInfo:
     """
     found = TASKS.get(DATASETS.get(name, name))
     if found is None:
-        raise ConfigError(f"{name!r} is neither a task ({', '.join(TASKS)}) nor a dataset ({', '.join(DATASETS)}).")
+        hint = meant(name, [*TASKS, *DATASETS])
+        known = f"neither a task ({', '.join(TASKS)}) nor a dataset ({', '.join(DATASETS)})"
+        raise ConfigError(f"{name!r} is {known}{hint}.")
     return found
 
 

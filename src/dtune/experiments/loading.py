@@ -31,7 +31,7 @@ from dtune.data.generate import record_random
 from dtune.data.splitting import Splitting
 from dtune.envs.sources import ADDRESS, SOURCES, source
 from dtune.envs.tasks import DATASETS, make_simulator
-from dtune.errors import DataError
+from dtune.errors import DataError, meant
 from dtune.experiments import presets
 
 FILE_ENDINGS = (".hdf5", ".h5", ".npz", ".pkl")
@@ -83,12 +83,15 @@ def columns_of(name: str | Path, *, download: bool = False, complain: Complain =
     if path.exists() or path.suffix in FILE_ENDINGS or isinstance(name, Path):
         return read_columns(path, complain)
     if minari.ID.fullmatch(name):
-        path, space = minari.find_minari(name, download=download)
+        try:
+            path, space = minari.find_minari(name, download=download)
+        except DataError as error:
+            raise DataError(f"{error}{meant(name, SOURCES)}") from error
         columns = minari.read_columns(path, complain)
         return columns | {"actions": minari.scale_actions(columns["actions"], space)}
     raise DataError(
-        f"{str(name)!r} is no file here, no Minari id (as D4RL/door/human-v2), and no dataset of Tables 2-4: "
-        f"{', '.join(SOURCES)}."
+        f"{str(name)!r} is no file here, no Minari id (as D4RL/door/human-v2), and no dataset of Tables 2-4"
+        f"{meant(str(name), SOURCES)}: {', '.join(SOURCES)}."
     )
 
 

@@ -20,7 +20,7 @@ from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.checks import above_zero
 from dtune.envs.tasks import DATASETS
-from dtune.errors import ConfigError
+from dtune.errors import ConfigError, meant
 from dtune.experiments import baselines, guided, small
 from dtune.experiments.tables import TABLE_6, TABLE_7, ModelConfig
 
@@ -190,7 +190,7 @@ def finetuning(
         ConfigError: if there is no such method, or no preset for the dataset.
     """
     if method not in METHODS:
-        raise ConfigError(f"there is no method {method!r}: choose one of {', '.join(METHODS)}")
+        raise ConfigError(f"there is no method {method!r}{meant(method, METHODS)}: choose one of {', '.join(METHODS)}")
     _row(TABLE_6, dataset)
     chosen = METHODS[method]
     config = chosen.paper(dataset)
@@ -212,5 +212,7 @@ def finetuning(
 
 def _row(table: dict, dataset: str) -> tuple:
     if dataset not in table:
-        raise ConfigError(f"there is no preset for {dataset!r}: choose one of {', '.join(table)}")
+        raise ConfigError(
+            f"there is no preset for {dataset!r}{meant(dataset, table)}: choose one of {', '.join(table)}"
+        )
     return table[dataset]
