@@ -1,6 +1,7 @@
 # make demo    a policy before and after finetuning, on any CPU
 # make test    the tests, and how much of the library they reach
 # make lint    style, types, and that imports only go down
+# make docs    the documentation as a site, build/site; fails at any warning
 # make clean   forgets .venv and every cache; keeps runs/
 #
 # The first of them installs everything into .venv. Another Python: make PYTHON=/path/to/python3.12
@@ -9,7 +10,7 @@ FLOORS := functional data models envs algorithms
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -23,6 +24,9 @@ lint: $(INSTALLED)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+docs: $(INSTALLED)
+	.venv/bin/mkdocs build --strict --quiet
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@if [ -x .venv/bin/pip ]; then exit 0; fi; \

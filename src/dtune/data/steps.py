@@ -36,8 +36,10 @@ class Steps:
     def windows(self, length: int) -> "Steps":
         """Every run of `length` consecutive steps: `[batch, time, ...]` to `[batch * windows, length, ...]`.
 
-        time      0 1 2 3 4 5
-        length 3  [0 1 2] [1 2 3] [2 3 4] [3 4 5]     windows = time - length + 1
+        There are time - length + 1 of them:
+
+            time      0 1 2 3 4 5
+            length 3  [0 1 2] [1 2 3] [2 3 4] [3 4 5]
         """
         return self.map(lambda x: x.unfold(1, length, 1).movedim(-1, 2).flatten(0, 1))
 
