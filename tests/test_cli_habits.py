@@ -57,7 +57,7 @@ def complete(script: str, *words: str) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["fi"], ["finetune"]),
+        (["fin"], ["finetune"]),
         (["finetune", "iql/hopper-r"], ["iql/hopper-random-v2"]),
         (["finetune", "grpo/hopper-medium-v2", "--algorithm.group"], ["--algorithm.group-size"]),
         (["finetune", "ppo/hopper-medium-v2", "--algorithm.group"], []),
