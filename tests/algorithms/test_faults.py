@@ -11,7 +11,8 @@ from pointmass import PointMass
 
 from dtune.errors import NumericError
 from dtune.experiments import checkpoint
-from dtune.experiments.loop import Evaluation, Schedule, train
+from dtune.experiments.evaluation import Evaluation
+from dtune.experiments.loop import Schedule, train
 from dtune.experiments.record import read_rows
 from dtune.experiments.replay import read_replay, walk_again
 

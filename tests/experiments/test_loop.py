@@ -16,7 +16,8 @@ from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.errors import ConfigError, NumericError
 from dtune.experiments import checkpoint, disk
-from dtune.experiments.loop import Evaluation, Schedule, train
+from dtune.experiments.evaluation import Evaluation
+from dtune.experiments.loop import Schedule, train
 from dtune.experiments.record import read_rows
 from dtune.experiments.signals import Stopped
 

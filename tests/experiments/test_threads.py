@@ -12,7 +12,8 @@ from dtune.algorithms.odt import ODT, ODTConfig
 from dtune.algorithms.ppo import PPO, PPOConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.envs.simulator import Simulator
-from dtune.experiments.loop import Evaluation, Schedule, train
+from dtune.experiments.evaluation import Evaluation
+from dtune.experiments.loop import Schedule, train
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 
 WORLDS = {

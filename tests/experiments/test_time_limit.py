@@ -8,7 +8,8 @@ from test_loop import PointMass, make, read_rows, run
 
 from dtune.errors import ConfigError
 from dtune.experiments import loop
-from dtune.experiments.loop import Evaluation, Schedule, train
+from dtune.experiments.evaluation import Evaluation
+from dtune.experiments.loop import Schedule, train
 from dtune.experiments.presets import finetuning
 from dtune.experiments.run import finetune_preset
 

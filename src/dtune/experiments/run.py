@@ -21,9 +21,10 @@ from dtune.envs.simulator import Simulator
 from dtune.envs.sources import source
 from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError
+from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.folder import locked, plain, settle_config, write_meta
 from dtune.experiments.loading import find, load_dataset
-from dtune.experiments.loop import Algorithm, Evaluation, Schedule, train
+from dtune.experiments.loop import Algorithm, Schedule, train
 from dtune.experiments.mirrors import prepare
 from dtune.experiments.policies import KINDS, StoredPolicy, describe, find_checkpoint, load_policy, read_about
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
