@@ -18,7 +18,7 @@ MODEL = ModelConfig(layers=2, width=64)
 
 PRETRAINING_ITERATIONS = 8
 
-ITERATIONS = {"grpo": 560, "ppo": 500, "q_guided": 250, "odt": 150, "odt_td3": 100, "iql": 80, "dt": 0}
+ITERATIONS = {"grpo": 400, "ppo": 500, "q_guided": 250, "odt": 150, "odt_td3": 100, "iql": 80, "dt": 0}
 """Of each method. DT is judged as it is."""
 
 EVALUATE_EVERY = {"grpo": 40}
@@ -42,9 +42,10 @@ def odt(config: ODTConfig) -> ODTConfig:
 
 
 def grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
-    """Fewer and fresher members, ratios an action, a faster learning rate that falls over `iterations`."""
+    """Fewer and fresher members, ratios an action, a faster learning rate that falls by two thirds over `iterations`."""
     update = replace(
-        config.update, optimizer="adamw", learning_rate=4e-4, final_learning_rate=4e-5, decay_updates=16 * iterations,
+        config.update, optimizer="adamw", learning_rate=4e-4, final_learning_rate=4e-5,
+        decay_updates=round(16 * 1.4 * iterations),
         ratio="token", clip_range=0.2, entropy_coef=0.03,
     )  # fmt: skip
     return replace(
