@@ -147,7 +147,7 @@ def asked(monkeypatch) -> list[tuple]:
     """What pretraining and finetuning are asked to do, instead of doing it."""
     calls: list[tuple] = []
 
-    def note(*arguments):
+    def note(*arguments, mirror=None):
         calls.append(arguments)
         judged = {"eval/return": 1.0, "eval/return_std": 0.0, "eval/normalized_score": 1.0, "eval/length": 1.0}
         return [{"iteration": 0, **judged}]

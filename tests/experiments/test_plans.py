@@ -54,7 +54,7 @@ def asked(monkeypatch):
     calls = []
     judged = {"eval/return": 1.0, "eval/return_std": 0.0, "eval/normalized_score": 1.0, "eval/length": 1.0}
 
-    def note(*arguments):
+    def note(*arguments, mirror=None):
         calls.append(arguments)
         return [judged]
 
