@@ -26,6 +26,7 @@ def cluster(monkeypatch):
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     made = Cluster(
         initialize_head=True, head_node_args={**NODE, "include_dashboard": False, "_system_config": QUICK_TO_NOTICE}
     )

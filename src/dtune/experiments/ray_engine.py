@@ -144,6 +144,7 @@ def _local_cluster(address: str, cpus: int) -> Any:
     count = address.removeprefix(LOCAL)
     if not count.isdecimal() or not int(count):
         raise ConfigError(f"--ray {address}: say local:2 for a cluster of two nodes on this machine")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives way to all else on the machine
     options = {"num_cpus": max(1, cpus // int(count)), "object_store_memory": 80 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     for _ in range(int(count) - 1):
