@@ -1,9 +1,14 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import PRETRAIN
+
+# Small networks are slower with two threads, and ten times slower where another process wants the second core.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 
 @pytest.fixture
