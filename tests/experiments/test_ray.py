@@ -34,7 +34,7 @@ def cluster(monkeypatch):
     made.shutdown()
 
 
-def wait_for(process, what, limit: float = 300.0) -> None:
+def wait_for(process, what, limit: float = 600.0) -> None:
     began = time.monotonic()
     while not what():
         assert process.poll() is None, finish(process)
@@ -56,9 +56,9 @@ def test_a_sweep_that_loses_a_node_ends_complete_and_as_if_it_had_not(pretrained
 
     wait_for(process, lambda: len(underway()) >= 2 and max(underway(), default=0) > 1)  # one on each node
     cluster.remove_node(doomed, allow_graceful=False)
-    code, said, err = finish(process, timeout=500)
+    code, said, err = finish(process, timeout=1500)
     assert code == 0, err
-    assert said.splitlines()[-1].startswith("12/12 done")
+    assert "12/12 done" in said  # Ray itself tells of the lost node, too
     attempts = [entry["attempts"] for entry in ledger_of(out).values()]
     assert (min(attempts), max(attempts)) == (1, 2)  # what was on the lost node was begun twice
     alone = tiny_runs(tmp_path / "alone", pretrained, seeds=seeds)
@@ -81,7 +81,7 @@ def test_a_local_cluster_for_trying_and_a_signal_that_stops_it(pretrained, tmp_p
     assert all(starts(log_of(out, run.key)) == 1 for run in runs)  # logs are below the sweep's folder, wherever it ran
     code, said, _ = finish(start_sweep(tmp_path, pretrained, "--ray", "local:2"))
     assert code == 0
-    assert said.splitlines()[-1].startswith("2/2 done")
+    assert "2/2 done" in said
 
 
 @pytest.mark.parametrize("address", ["local:0", "local:two", "127.0.0.1:1"])
