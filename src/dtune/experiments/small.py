@@ -42,7 +42,7 @@ def odt(config: ODTConfig) -> ODTConfig:
 
 
 def grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
-    """Fewer and fresher members, ratios an action, a faster learning rate that falls by two thirds over `iterations`."""
+    """Fewer and fresher members, ratios an action, a learning rate that falls by two thirds over `iterations`."""
     update = replace(
         config.update, optimizer="adamw", learning_rate=4e-4, final_learning_rate=4e-5,
         decay_updates=round(16 * 1.4 * iterations),
