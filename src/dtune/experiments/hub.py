@@ -36,7 +36,11 @@ def pull(repository: str) -> Path:
     library = _library(f"{repository} is no folder here, and to ask Hugging Face for it")
     what = f"{repository} is no folder here, and could not be fetched from Hugging Face"
     with _refusals(what, "check its name, your network, and whether it is public (else set HF_TOKEN)"):
-        found = library.snapshot_download(repository, allow_patterns=[f"{PLACE}/*"], endpoint=_endpoint())
+        # files of its own: in the hub's cache they are links, which are refused in a checkpoint
+        own = Path(library.constants.HF_HUB_CACHE).parent / "dtune" / repository
+        found = library.snapshot_download(
+            repository, allow_patterns=[f"{PLACE}/*"], endpoint=_endpoint(), local_dir=own
+        )
     return Path(found)
 
 
