@@ -263,7 +263,7 @@ def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
         (["pretrain", "hopper-expert-v2"], ["'hopper-expert-v2'", "hopper-medium-v2"]),
         (["finetune", "grpo"], ["no preset for ''"]),
         (["finetune", "trpo/hopper-medium-v2"], ["'trpo'", "grpo, ppo"]),
-        (["finetune", "grpo/pen-human-v1"], ["'pen-human-v1'"]),
+        (["finetune", "grpo/kitchen-mixed-v0"], ["'kitchen-mixed-v0'"]),
         (["pretrain", "hopper-medium-v2", "--scale", "medium"], ["--scale is paper or small", "'medium'"]),
         (["pretrain", "hopper-medium-v2", "--scale"], ["--scale"]),
         (["pretrain", "hopper-medium-v2", "--architecture", "gpt"], ["--architecture is dt or reinformer", "'gpt'"]),

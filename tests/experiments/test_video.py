@@ -116,6 +116,8 @@ def test_time_runs_as_in_the_world(stored, tmp_path):
     assert found["frames_per_second"] == pytest.approx(25)
 
 
+# imageio-ffmpeg leaves its pipes to the garbage collector
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("_opengl")
 def test_mp4(stored, tmp_path):
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
