@@ -4,7 +4,7 @@
     python examples/gymnasium_env.py InvertedPendulum-v5     # to above 900 of 1000; random actions earn 6
 
 Records episodes of random actions, pretrains a small decision transformer on them, finetunes it online: below two
-minutes of processor time each.
+minutes of processor time each (one core of an AMD EPYC, 2026-11-20).
 """
 
 import sys

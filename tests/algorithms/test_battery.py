@@ -161,6 +161,7 @@ NUMBERS = [
     (GRPOConfig, "advantage_scale", "all"),
     (GRPOConfig, "baseline", "median"),
     (GRPOConfig, "lookahead_noise", -0.5),
+    (GRPOConfig, "lookahead_noise", math.inf),
     (PPOConfig, "context_length", 0),
     (PPOConfig, "episodes_per_iteration", -2),
     (PPOConfig, "replay_capacity", 0),

@@ -107,8 +107,8 @@ class GRPOConfig:
             raise ConfigError(f"return_margin is a distance and cannot be negative, got {self.return_margin}")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
-        if not self.lookahead_noise >= 0:
-            raise ConfigError(f"lookahead_noise is a scale and cannot be negative, got {self.lookahead_noise}")
+        if not 0 <= self.lookahead_noise < float("inf"):
+            raise ConfigError(f"lookahead_noise is a finite scale of 0 or more, got {self.lookahead_noise}")
         one_of(
             self,
             reset_selection=get_args(Selection),

@@ -1,10 +1,9 @@
 """Products with weight matrices on a CPU, by the faster of two libraries.
 
 PyTorch sends float32 products to its BLAS. Where that is Intel's MKL on another maker's processor, oneDNN, which comes
-with PyTorch as well, is up to two and a half times as fast; it also keeps weights packed and applies the activation on
-the way out. Below some size its calls cost more than they save. Which of them is used depends on the weight alone,
-never on how many rows it is multiplied with: a row's result is the same, to the last bit, in any company of at least
-16 rows.
+with PyTorch as well, is faster; it also keeps weights packed and applies the activation on the way out. Below some size
+its calls cost more than they save. Which of them is used depends on the weight alone, never on how many rows it is
+multiplied with: a row's result is the same, to the last bit, in any company of at least 16 rows.
 """
 
 from collections.abc import Callable
