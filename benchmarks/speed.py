@@ -16,7 +16,6 @@ small       environment steps a second of whole iterations at scale `small`, aga
 """
 
 import argparse
-import csv
 import os
 import resource
 import subprocess
@@ -24,16 +23,14 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
 from acting import DTYPES, GOAL, Line, Size, hoppers, in_turns, line, quick, rollout, rollout_times, walks
 from naive import NaiveGroups, NaiveTransformer, NaiveUpdate
-from worlds import Closed, clocks, compete, open_loops, processor
+from worlds import Closed, clocks, compete, open_loops, write
 
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate
@@ -198,18 +195,12 @@ def main() -> None:
     if options.child:
         child(size)
         return
-    machine = {"machine": f"{processor()}, {os.cpu_count()} cores", "date": date.today().isoformat()}
-    machine |= {package: version(package) for package in ("mujoco", "gymnasium", "numpy", "torch")}
     table = []
     for row in options.rows:
         for found in ROWS[row](size):
             print("  ".join(f"{value!s:<{width}}" for value, width in zip(found.values(), (9, 80, 9, 9, 8, 9, 4))))
-            table.append(found | machine)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=table[0])
-        writer.writeheader()
-        writer.writerows(table)
+            table.append(found)
+    write(options.out, table)
 
 
 if __name__ == "__main__":

@@ -207,6 +207,17 @@ def processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def write(path: Path, table: list[dict[str, object]]) -> None:
+    """Puts the lines of a benchmark into a CSV, each with the machine, the day and the versions."""
+    machine = {"machine": f"{processor()}, {os.cpu_count()} cores", "date": date.today().isoformat()}
+    machine |= {package: version(package) for package in ("mujoco", "gymnasium", "numpy", "torch")}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=[*table[0], *machine])
+        writer.writeheader()
+        writer.writerows(line | machine for line in table)
+
+
 def worlds() -> list[str]:
     """Names of the worlds that differ and can be built here."""
     built: dict[str, object] = {}
@@ -230,8 +241,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/worlds.csv"), help="CSV to write")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    machine = {"machine": f"{processor()}, {os.cpu_count()} cores", "date": date.today().isoformat()}
-    machine |= {package: version(package) for package in ("mujoco", "gymnasium", "numpy", "torch")}
     table = []
     for name in options.worlds:
         for threads in THREADS:
@@ -240,12 +249,8 @@ def main() -> None:
                 if not table:
                     print("  ".join(f"{column:>18}" for column in line))
                 print("  ".join(f"{value!s:>18}" for value in line.values()), flush=True)
-                table.append(line | machine)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=table[0])
-        writer.writeheader()
-        writer.writerows(table)
+                table.append(line)
+    write(options.out, table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """An algorithm of your own in one file: REINFORCE with a baseline, on Gymnasium's inverted pendulum.
 
-    python examples/own_algorithm.py      # from 5 of 200 steps upright to above 100 in 10 s of an AMD EPYC's core (2026-11-20)
+    python examples/own_algorithm.py      # from 5 of 200 steps upright to above 100
+
+(10 s of one core of an AMD EPYC, 2026-11-20.)
 
 An `Algorithm` has a `policy`, `iterate`, `state_dict` and `load_state_dict`. Nothing is inherited and nothing
 registered; `dtune.finetune` evaluates it, records it, saves it and continues it after a kill.
