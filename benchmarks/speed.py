@@ -11,17 +11,18 @@ physics     closed loop against MuJoCo's open loop, as `worlds.py` has it
 iteration   a whole iteration of GRPO-DT against naive, put together of its measured parts
 gemm        arithmetic of the acting path, of updates and of pretraining against the machine's fastest matrix product
 walks       cost of a step of a walk, against the number of walks and threads
-memory      peak memory of a process that does an iteration at the paper's scale
-small       environment steps a second of whole iterations at scale `small`, against MuJoCo's open loop
+memory      peak memory of a process that does two iterations at the paper's scale
+small       environment steps a second of whole iterations at scale `small`, against MuJoCo's open loop: of one run with
+            all threads, and of runs of one thread each, as many side by side
 """
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.data.steps import Steps
 from dtune.envs.rollout import Rollout
 from dtune.envs.tasks import make_simulator
+from dtune.experiments.presets import finetuning
 from dtune.models.products import packed
 
 
@@ -128,14 +130,16 @@ def gemm(size: Size) -> Iterator[Line]:
 
 def memory(size: Size) -> Iterator[Line]:
     """In a process of its own, whose peak is asked for at its end."""
-    command = [sys.executable, __file__, "--child", "--threads", str(size.threads)]
     before = clocks()
-    done = subprocess.run(command + ["--quick"] * (size.walks < 512), capture_output=True, text=True, check=True)
+    with child("memory", size) as process:
+        said, _ = process.communicate()
     wall, _, busy = clocks() - before
-    peak, seconds, own = (float(word) for word in done.stdout.split())
+    peak, seconds, own = (float(word) for word in said.split())
     foreign = max(0.0, (busy - own) / wall)
-    yield line("memory", "peak of an iteration at the paper's scale, against 3 GB", peak, 3.0, 3 / peak, "GB", foreign)
-    yield line("memory", "seconds of that iteration, its first", seconds, seconds, 1.0, "s", foreign)
+    yield line(
+        "memory", "peak of two iterations at the paper's scale, against 3 GB", peak, 3.0, 3 / peak, "GB", foreign
+    )
+    yield line("memory", "seconds of one of them", seconds, seconds, 1.0, "s", foreign)
 
 
 def grpo_at_paper_scale(size: Size) -> GRPO:
@@ -144,41 +148,87 @@ def grpo_at_paper_scale(size: Size) -> GRPO:
     return GRPO(size.transformer(), GRPOConfig(return_to_go=GOAL, lookahead_length=length, **points))
 
 
-def child(size: Size) -> None:
-    """One iteration; prints peak memory (GB), its seconds, and processor seconds of all."""
+def peak_of_two(size: Size) -> None:
+    """Two iterations; prints peak memory (GB), seconds of one, and processor seconds of all."""
     simulator, algorithm = hoppers(size.threads, size.episode), grpo_at_paper_scale(size)
     start = time.perf_counter()
-    algorithm.iterate(simulator)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # kB
-    print(peak, time.perf_counter() - start, time.process_time())
+    for _ in range(2):
+        algorithm.iterate(simulator)
+    seconds, status = (time.perf_counter() - start) / 2, Path("/proc/self/status").read_text()
+    peak = float(status.split("VmHWM:")[1].split()[0]) / 1e6  # kB; `ru_maxrss` would be the parent's where that is more
+    print(peak, seconds, time.process_time())
+
+
+class Small:
+    """GRPO-DT at scale `small`, whose Hoppers do not fall."""
+
+    def __init__(self, size: Size, threads: int) -> None:
+        self.config = finetuning("grpo", "hopper-medium-v2", "small").algorithm
+        torch.set_num_threads(1)
+        policy, self.simulator = replace(size, layers=2, width=64).transformer(), hoppers(threads, size.episode)
+        self.algorithm = GRPO(policy, self.config)
+        self.algorithm.iterate(self.simulator)
+
+    def rate(self) -> float:
+        """Environment steps a second of one more iteration."""
+        done, begin = sum(self.algorithm.metrics.env_steps.values()), time.perf_counter()
+        self.algorithm.iterate(self.simulator)
+        return (sum(self.algorithm.metrics.env_steps.values()) - done) / (time.perf_counter() - begin)
+
+
+def beside(size: Size) -> None:
+    """Iterates with one thread; for every line it is sent, prints the rate of an iteration and processor seconds."""
+    run = Small(size, 1)
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        begin = time.process_time()
+        print(run.rate(), time.process_time() - begin, flush=True)
 
 
 def small(size: Size) -> Iterator[Line]:
-    from dtune.experiments.presets import finetuning
-
-    config = finetuning("grpo", "hopper-medium-v2", "small")
-    torch.set_num_threads(1)
-    policy = replace(size, layers=2, width=64).transformer()
-    algorithm, simulator = GRPO(policy, config.algorithm), hoppers(size.threads, size.episode)
-    rows = config.algorithm.reset_trajectories * config.algorithm.reset_points * config.algorithm.group_size
+    run, simulator = Small(size, size.threads), hoppers(size.threads)
+    rows = run.config.reset_trajectories * run.config.reset_points * run.config.group_size
     loop = open_loops(simulator, rows, size.threads)["step"]
     simulator.reset(rows, torch.Generator().manual_seed(0))
     start, actions = simulator.snapshot(), 2 * torch.rand(40, rows, 3) - 1
-    algorithm.iterate(simulator)
-    ratios, ours, raw, before = [], [], [], clocks()
-    for _ in range(size.iterations):
-        done, begin = sum(algorithm.metrics.env_steps.values()), time.perf_counter()
-        algorithm.iterate(simulator)
-        ours.append((sum(algorithm.metrics.env_steps.values()) - done) / (time.perf_counter() - begin))
-        raw.append(float(loop(start, actions)[0]))
-        ratios.append(ours[-1] / raw[-1])
-    wall, own, busy = clocks() - before
-    what = f"whole iterations at scale small, {size.threads} threads for the physics, against MuJoCo's open loop"
-    found = (float(np.median(values)) for values in (ours, raw, ratios))
-    yield line("small", what, *found, "steps/s", max(0.0, (busy - own) / wall))
+    found: dict[str, list[float]] = {"one": [], "side": [], "raw": [], "processor": []}
+    with ExitStack() as stack:
+        others = [stack.enter_context(child("beside", size)) for _ in range(size.threads)]
+        assert all(tell(other) == "ready" for other in others)
+        before = clocks()
+        for _ in range(size.iterations):
+            found["one"].append(run.rate())
+            found["raw"].append(float(loop(start, actions)[0]))
+            for other in others:
+                print(file=other.stdin, flush=True)
+            rates, seconds = zip(*(map(float, tell(other).split()) for other in others))
+            found["side"].append(sum(rates))
+            found["processor"].append(sum(seconds))
+        wall, own, busy = clocks() - before
     torch.set_num_threads(size.threads)
+    foreign = max(0.0, (busy - own - sum(found["processor"])) / wall)
+    for name, who in (("one", f"one run, {size.threads} threads"), ("side", f"{size.threads} runs of one thread each")):
+        ratio = float(np.median(np.divide(found[name], found["raw"])))
+        ours, raw = float(np.median(found[name])), float(np.median(found["raw"]))
+        what = f"whole iterations at scale small, {who}, against MuJoCo's open loop"
+        yield line("small", what, ours, raw, ratio, "steps/s", foreign)
 
 
+def child(job: str, size: Size) -> subprocess.Popen[str]:
+    """This program once more, for one of `JOBS`."""
+    command = [sys.executable, __file__, "--child", job, "--threads", str(size.threads)]
+    return subprocess.Popen(
+        command + ["--quick"] * (size.walks < 512), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def tell(process: subprocess.Popen[str]) -> str:
+    """The next line that a child prints."""
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+JOBS = {"memory": peak_of_two, "beside": beside}
 ROWS = {function.__name__: function for function in (rollout, physics, iteration, gemm, walks, memory, small)}
 
 
@@ -188,12 +238,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="as little as possible: the numbers mean nothing")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of physics and network")
     parser.add_argument("--out", type=Path, default=Path("results/benchmarks/speed.csv"), help="CSV to write")
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=list(JOBS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     size = quick(options.threads) if options.quick else Size(threads=options.threads)
     if options.child:
-        child(size)
+        JOBS[options.child](size)
         return
     table = []
     for row in options.rows:

@@ -76,7 +76,7 @@ def speed(monkeypatch, one_thread):
 
 def test_every_row_of_the_table_of_ratios_can_be_had_by_itself(speed, monkeypatch, tmp_path, capsys):
     assert list(speed.ROWS) == ["rollout", "physics", "iteration", "gemm", "walks", "memory", "small"]
-    expected = {"rollout": 2, "physics": 1, "iteration": 2, "gemm": 4, "walks": 2, "small": 1}
+    expected = {"rollout": 2, "physics": 1, "iteration": 2, "gemm": 4, "walks": 2, "small": 2}
     for row, lines in expected.items():
         out = tmp_path / f"{row}.csv"
         monkeypatch.setattr(sys, "argv", ["speed.py", "--quick", "--threads", "1", "--rows", row, "--out", str(out)])
@@ -84,7 +84,8 @@ def test_every_row_of_the_table_of_ratios_can_be_had_by_itself(speed, monkeypatc
         with out.open() as file:
             table = list(csv.DictReader(file))
         assert [line["row"] for line in table] == [row] * lines
-        assert all(float(line[name]) > 0 for line in table for name in ("dtune", "other", "ratio"))
+        # numbers of any sign: differences of two short times, where other work goes on
+        assert all(np.isfinite(float(line[name])) for line in table for name in ("dtune", "other", "ratio"))
         assert all(line["machine"] and line["torch"] for line in table)
         assert table[0]["what"] in capsys.readouterr().out
 

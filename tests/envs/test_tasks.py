@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dtune.envs.tasks import DATASETS, TASKS, make_simulator, normalized_score, task_info
+from dtune.envs.tasks import DATASETS, TASKS, make_simulator, normalized_score, succeeded, task_info
+from dtune.envs.rules import Moment
 from dtune.errors import ConfigError
 
 # Tables 2-4 of the paper
@@ -111,3 +112,46 @@ def test_scores_keep_the_shape_of_the_returns():
     assert torch.equal(normalized_score("antmaze-umaze-diverse-v2", returns), 100 * returns)
     with pytest.raises(ConfigError, match="neither"):
         normalized_score("halfcheetah", 1.0)
+
+
+def _door(hinge: float) -> Moment:
+    qpos = np.zeros((1, 30))
+    qpos[0, -2] = hinge
+    return Moment(qpos, np.zeros((1, 30)), np.zeros((1, 9)))
+
+
+def _hammer(left: float) -> Moment:
+    memory = np.zeros((1, 22))
+    memory[0, 3:18] = 0.3  # all in one place, lifted
+    memory[0, 9] += left  # of the nail, to its goal
+    return Moment(np.zeros((1, 33)), np.zeros((1, 33)), memory)
+
+
+def _pen(likeness: float) -> Moment:
+    memory = np.zeros((1, 13))
+    memory[0, 4:7] = TASKS["pen"].make()._spot
+    memory[0, 7] = memory[0, 10] = likeness**0.5
+    return Moment(np.zeros((1, 30)), np.zeros((1, 30)), memory)
+
+
+@pytest.mark.parametrize(
+    ("task", "moment", "met", "missed", "steps"),
+    [("door", _door, 1.36, 1.34, 26), ("hammer", _hammer, 0.009, 0.011, 26), ("pen", _pen, 0.96, 0.94, 21)],
+)
+def test_a_success_is_a_goal_met_for_long_enough_by_the_worlds_own_rewards(task, moment, met, missed, steps):
+    if task in NEEDS_MODELS:
+        pytest.skip("gymnasium-robotics is not installed")
+    rules = TASKS[task].make()
+    actions = np.zeros((1, TASKS[task].action_dim), dtype=np.float32)
+    good, bad = (float(rules.reward(moment(x), actions, moment(x))[0]) for x in (met, missed))
+    rewards = torch.full((3, 100), bad)
+    rewards[0, :steps] = rewards[1, : steps - 1] = rewards[2] = good
+    mask = torch.ones(3, 100, dtype=torch.bool)
+    mask[2, steps - 1 :] = False
+    assert succeeded(task, rewards, mask).tolist() == [True, False, False]
+
+
+def test_arriving_is_a_success_in_the_maze_and_a_hopper_is_never_done():
+    rewards, mask = torch.tensor([[0.0, 1.0], [0.0, 0.0]]), torch.ones(2, 2, dtype=torch.bool)
+    assert succeeded("antmaze-umaze-diverse-v2", rewards, mask).tolist() == [True, False]
+    assert succeeded("hopper", rewards, mask) is None

@@ -143,6 +143,8 @@ def test_an_evaluation_is_of_mean_actions_from_the_same_starts():
     assert scored["eval/normalized_score"] == pytest.approx(expected)
     expected = 100 * first["eval/return_std"] / (3234.3 + 20.272305)
     assert scored["eval/normalized_score_std"] == pytest.approx(expected)
+    assert "eval/success" not in scored  # a Hopper is never done
+    assert replace(judge, task="antmaze-umaze")(policy)["eval/success"] == 0.0  # never more than half a reward a step
 
 
 def test_an_evaluation_with_broken_numbers_stops_the_run(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dtune.envs.adroit import Door, Hammer, Pen
@@ -15,6 +16,16 @@ from dtune.envs.rules import Task
 from dtune.errors import ConfigError, meant
 
 Returns = TypeVar("Returns", float, np.ndarray, Tensor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Success:
+    """When an episode counts as a success: its goal is met for long enough, which its rewards tell."""
+
+    reward: float
+    """Every step at the goal earns more than this, and no other step does."""
+    steps: int
+    """Steps at the goal of which more are needed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +52,8 @@ class TaskInfo:
     """Camera of the world that films an episode; None: from above, the whole of it."""
     goal: tuple[int, int] | None = None
     """Columns of the task's memory with x and y (m) of a goal that the world does not show."""
+    success: Success | None = None
+    """D4RL's rule for it; None where a task is never done."""
 
 
 _UMAZE = TaskInfo(
@@ -54,6 +67,7 @@ _UMAZE = TaskInfo(
     make=AntMaze,
     camera=None,
     goal=(0, 1),
+    success=Success(reward=0.5, steps=0),
 )
 
 TASKS: dict[str, TaskInfo] = {
@@ -95,6 +109,7 @@ TASKS: dict[str, TaskInfo] = {
             reference_max=2880.5693087298737,
             make=Door,
             camera="vil_camera",
+            success=Success(reward=15.0, steps=25),  # the hinge past 1.35 rad: 20, else 10 at most
         ),
         TaskInfo(
             name="pen",
@@ -105,6 +120,7 @@ TASKS: dict[str, TaskInfo] = {
             reference_max=3076.8331017826877,
             make=Pen,
             camera="vil_camera",
+            success=Success(reward=30.0, steps=20),  # held, and turned as the other: 60 and more, else 11 at most
         ),
         TaskInfo(
             name="hammer",
@@ -115,6 +131,7 @@ TASKS: dict[str, TaskInfo] = {
             reference_max=12794.134825156867,
             make=Hammer,
             camera="vil_camera",
+            success=Success(reward=60.0, steps=25),  # the nail within 1 cm: 102 less the ways to go, else 27 at most
         ),
         _UMAZE,
         replace(_UMAZE, name="antmaze-umaze-diverse"),  # other data; D4RL evaluates both in one world
@@ -145,6 +162,23 @@ def task_info(name: str) -> TaskInfo:
         known = f"neither a task ({', '.join(TASKS)}) nor a dataset ({', '.join(DATASETS)})"
         raise ConfigError(f"{name!r} is {known}{hint}.")
     return found
+
+
+def succeeded(
+    name: str, rewards: Float[Tensor, "episodes time"], mask: Bool[Tensor, "episodes time"]
+) -> Bool[Tensor, "episodes"] | None:
+    """Which episodes D4RL's rule of a task calls a success; None where it has none.
+
+    Args:
+        name: a key of `TASKS` or of `DATASETS`.
+        rewards: in environment units.
+        mask: which steps are real.
+
+    Raises:
+        ConfigError: if there is no such name.
+    """
+    rule = task_info(name).success
+    return None if rule is None else ((rewards > rule.reward) & mask).sum(1) > rule.steps
 
 
 def make_simulator(name: str, threads: int = 1) -> MujocoSimulator:

@@ -7,7 +7,7 @@ import torch
 from dtune.algorithms.metrics import too_many_faults
 from dtune.envs.rollout import collect_episodes
 from dtune.envs.simulator import Simulator
-from dtune.envs.tasks import normalized_score
+from dtune.envs.tasks import normalized_score, succeeded
 from dtune.errors import ConfigError, NumericError
 from dtune.models.policy import Policy
 
@@ -35,7 +35,7 @@ class Evaluation:
             raise ConfigError(f"a return to ask for is a finite number of float32, got {self.return_to_go}")
 
     def __call__(self, policy: Policy) -> dict[str, float]:
-        """Returns, lengths and D4RL-normalised scores by metric key; ± is the deviation over episodes."""
+        """Returns, lengths, D4RL-normalised scores and the share of successes by metric key; ± is over episodes."""
         generator = torch.Generator().manual_seed(EVALUATION_SEED)
         walked, faulty = collect_episodes(
             policy, self.simulator, self.episodes, self.return_to_go, generator, sample=False, log_probs=False
@@ -50,6 +50,9 @@ class Evaluation:
         if self.task is not None:
             scores = normalized_score(self.task, returns)
             metrics |= {"eval/normalized_score": scores.mean(), "eval/normalized_score_std": scores.std()}
+            success = succeeded(self.task, walked.steps.rewards, walked.steps.mask)
+            if success is not None:
+                metrics["eval/success"] = success.double().mean().item()
         metrics["eval/length"] = walked.lengths.double().mean().item()
         if len(faulty):  # left out of all of the above
             metrics["eval/faulty"] = len(faulty)

@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import embedding_bag, layer_norm
+from torch.nn.functional import embedding_bag
 
 from dtune.data.steps import Steps
 from dtune.models.decision_transformer import LOG_STD_MAX, LOG_STD_MIN, Block, DecisionTransformer
@@ -207,16 +207,17 @@ class StateToken:
         self.layers = [_StateBlock(cast(Block, block), activation, dtype) for block in policy.blocks]
         mean, log_std = policy.head_mean, policy.head_log_std
         self.heads = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
+        self.norm_embedding, self.norm_final = _fixed(policy.norm_embedding), _fixed(policy.norm_final)
 
     def __call__(self, window: Steps) -> TanhNormal:
         """π at the last step."""
         policy = self.policy
         keys = self.returns(window.returns_to_go[:, -1])
         seen = (window.observations[:, -1] - policy.observation_mean) / policy.observation_std
-        x = _norm(self.embed(seen), policy.norm_embedding)
+        x = self.norm_embedding(self.embed(seen))
         for block, known in zip(self.layers, keys.chunk(len(self.layers), 1), strict=True):
             x = block(x, known)
-        mean, spread = self.heads(_norm(x, policy.norm_final)).chunk(2, 1)
+        mean, spread = self.heads(self.norm_final(x)).chunk(2, 1)
         half = 0.5 * (LOG_STD_MAX - LOG_STD_MIN)
         return TanhNormal(mean.contiguous(), spread.tanh().mul_(half).add_(LOG_STD_MIN + half).exp_())
 
@@ -228,7 +229,8 @@ class _StateBlock:
         width = block.project.in_features
         scale = torch.ones(3 * width)
         scale[:width] = 0.5 * (width / block.heads) ** -0.5
-        self.block, self.width, self.heads = block, width, block.heads
+        self.width, self.heads = width, block.heads
+        self.norm_attention, self.norm_mlp = _fixed(block.norm_attention), _fixed(block.norm_mlp)
         self.qkv = packed(block.qkv.weight * scale[:, None], block.qkv.bias * scale, dtype)
         self.project = packed(block.project.weight, block.project.bias, dtype)
         self.expand = packed(block.expand.weight, block.expand.bias, dtype, activation)
@@ -236,15 +238,18 @@ class _StateBlock:
 
     def __call__(self, x: Float[Tensor, "rows width"], known: Float[Tensor, "rows double"]) -> Tensor:
         width, heads = self.width, (len(x), self.heads, self.width // self.heads)
-        own = self.qkv(_norm(x, self.block.norm_attention)).float()
+        own = self.qkv(self.norm_attention(x)).float()
         beyond = known - own[:, width:]  # of the return token, less the state token's own
         scores = (own[:, :width] * beyond[:, :width]).view(heads).sum(2, keepdim=True)
         # not sigmoid, whose last few elements, where their number is odd, round differently from all others
         share, values = scores.tanh_().add_(1), own[:, 2 * width :].view(heads)
         seen = torch.addcmul(values, share, beyond[:, width:].view(heads), value=0.5)
         x = x + self.project(seen.view(len(x), width))
-        return x + self.contract(self.expand(_norm(x, self.block.norm_mlp)))
+        return x + self.contract(self.expand(self.norm_mlp(x)))
 
 
-def _norm(x: Float[Tensor, "rows width"], norm: torch.nn.LayerNorm) -> Float[Tensor, "rows width"]:
-    return layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+def _fixed(norm: torch.nn.LayerNorm) -> Callable[[Float[Tensor, "rows width"]], Float[Tensor, "rows width"]]:
+    """`norm` with its present weights, which need not be looked up any more."""
+    shape, eps = list(norm.normalized_shape), norm.eps
+    weight, bias = norm.weight.detach().clone(), norm.bias.detach().clone()
+    return lambda x: torch.layer_norm(x, shape, weight, bias, eps)
