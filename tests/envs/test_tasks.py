@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dtune.envs.tasks import DATASETS, TASKS, make_simulator, normalized_score, succeeded, task_info
 from dtune.envs.rules import Moment
+from dtune.envs.tasks import DATASETS, TASKS, make_simulator, normalized_score, succeeded, task_info
 from dtune.errors import ConfigError
 
 # Tables 2-4 of the paper
