@@ -166,7 +166,7 @@ def training(policy: TrainablePolicy, generator: torch.Generator) -> Iterator[No
     policy.train()
     try:
         with torch.random.fork_rng(devices=[]):  # dropout knows only the global generator: seed it from ours
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             yield
     finally:
         policy.eval()

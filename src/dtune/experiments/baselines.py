@@ -51,10 +51,11 @@ def odt(dataset: str) -> ODTConfig:
 
 
 def small_odt(config: ODTConfig, pretraining: SupervisedConfig, pretraining_updates: int) -> ODTConfig:
-    """Scale `small`: fewer updates, and AdamW as in the small pretraining."""
+    """Scale `small`: fewer updates, of windows as long as those it acts on; AdamW as in the small pretraining."""
     update = replace(
         config.update, optimizer=pretraining.optimizer, learning_rate=pretraining.learning_rate, batch_size=64,
-        warmup_updates=pretraining.warmup_updates, grad_norm_clip=0.5, updates_per_iteration=50,
+        context_length=config.context_length, warmup_updates=pretraining.warmup_updates, grad_norm_clip=0.5,
+        updates_per_iteration=150,
     )  # fmt: skip
     return replace(config, min_steps=RANDOM_MIN_STEPS, pretraining_updates=pretraining_updates, update=update)
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 # Seconds an iteration with one thread, of an AMD EPYC. Small: measured on hopper-random, others within a factor of 5;
-# for IQL and Q-guided, and at scale `paper`, no more than the order of magnitude, from counts of operations.
+# at scale `paper` no more than the order of magnitude, from counts of operations.
 SECONDS: Mapping[str, Mapping[str, float]] = {
     "small": {
-        "pretrain": 3.0, "grpo": 1.0, "ppo": 0.9, "q_guided": 3.0, "odt": 4.3, "odt_td3": 11.0, "iql": 5.0, "dt": 1.0,
+        "pretrain": 3.0, "grpo": 1.0, "ppo": 0.7, "q_guided": 1.3, "odt": 2.5, "odt_td3": 4.6, "iql": 2.6, "dt": 1.0,
     },
     "paper": {
         "pretrain": 3000.0, "grpo": 1000.0, "ppo": 100.0, "q_guided": 300.0, "odt": 3000.0, "odt_td3": 9000.0,
