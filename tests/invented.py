@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dtune.experiments.results import LABELS, Curve, write_curve
-from dtune.experiments.scores import published
+from dtune.experiments.reports.results import LABELS, Curve, write_curve
+from dtune.experiments.reports.scores import published
 
 TABLE_1 = [method for method in LABELS if method != "q_guided"]
 COSTS = {"grpo": (40_000, 200_000, 8), "ppo": (8_000, 0, 20)}

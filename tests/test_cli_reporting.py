@@ -5,7 +5,7 @@ from invented import learning
 from tiny import GRPO
 
 from dtune.cli import main
-from dtune.experiments.results import read_curve, write_curve
+from dtune.experiments.reports.results import read_curve, write_curve
 
 
 @pytest.fixture(scope="module")

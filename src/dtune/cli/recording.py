@@ -36,8 +36,8 @@ def record(arguments: list[str]) -> None:
         """Return asked for, in reward units; what each policy was made for by default."""
 
     command = parse(Record, "record", arguments)
-    from dtune.experiments.video import Film
-    from dtune.experiments.video import record as film
+    from dtune.experiments.reports.video import Film
+    from dtune.experiments.reports.video import record as film
 
     options = {name: value for name, value in vars(command).items() if name not in ("path", "out", "before")}
     found = film(command.path, command.out, before=command.before, film=Film(**options))

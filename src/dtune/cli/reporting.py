@@ -25,7 +25,7 @@ def collect(arguments: list[str]) -> None:
         """Name of a folder that must be in a run's path, as `small` where scales lie side by side."""
 
     command = parse(Collect, "collect", arguments)
-    from dtune.experiments.collect import write_results
+    from dtune.experiments.reports.collect import write_results
 
     written, left_out = write_results(command.runs, command.out, only=command.only)
     for folder in left_out:
@@ -55,8 +55,8 @@ def report(arguments: list[str]) -> None:
     if command.html is None:
         _show(command.results, command.format, command.score, command.methods)
         return
-    from dtune.experiments import page, pages
-    from dtune.experiments.collect import load
+    from dtune.experiments.reports import page, pages
+    from dtune.experiments.reports.collect import load
 
     if (command.results / "metrics.csv").is_file():
         made = pages.run_page(command.results)
@@ -67,11 +67,11 @@ def report(arguments: list[str]) -> None:
 
 def _show(results: Path, form: str, score: Literal["final", "best"], wanted: tuple[str, ...] | None) -> None:
     """Prints the tables of every folder of records."""
-    from dtune.experiments import formats
-    from dtune.experiments.collect import load
-    from dtune.experiments.report import report as make_report
-    from dtune.experiments.report import scores_csv
-    from dtune.experiments.scores import choose_groups, score_table
+    from dtune.experiments.reports import formats
+    from dtune.experiments.reports.collect import load
+    from dtune.experiments.reports.report import report as make_report
+    from dtune.experiments.reports.report import scores_csv
+    from dtune.experiments.reports.scores import choose_groups, score_table
 
     for number, (title, (curves, methods)) in enumerate(choose_groups(load(results), wanted).items()):
         if form == "csv":
@@ -102,8 +102,8 @@ def figures(arguments: list[str]) -> None:
         """Which, as `1 2c 4a`; all that there are records for by default."""
 
     command = parse(Figures, "figures", arguments)
-    from dtune.experiments import collect
-    from dtune.experiments.drawing import draw_all
+    from dtune.experiments.reports import collect
+    from dtune.experiments.reports.drawing import draw_all
 
     drawn = 0
     for title, curves in collect.load(command.results).items():

@@ -27,7 +27,7 @@ def export(arguments: list[str]) -> None:
         """Of the walks that file and policy are compared on."""
 
     command = parse(Export, "export", arguments)
-    from dtune.experiments.export import TOLERANCE, WINDOWS, export_policy
+    from dtune.experiments.sharing.export import TOLERANCE, WINDOWS, export_policy
 
     done = export_policy(command.path, command.out, seed=command.seed)
     for name, shape in done.inputs.items():
@@ -60,7 +60,7 @@ def push(arguments: list[str]) -> None:
         """A folder to write what would be sent to, instead of sending it."""
 
     command = parse(Push, "push", arguments)
-    from dtune.experiments.sharing import gather, push_policy
+    from dtune.experiments.sharing.push import gather, push_policy
 
     if command.out is not None:
         gather(command.path, command.repository, command.out, license=command.license)

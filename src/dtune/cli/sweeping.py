@@ -10,8 +10,8 @@ from dtune.cli.options import parse
 from dtune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from dtune.experiments.jobs import Engine
-    from dtune.experiments.plans import Curve
+    from dtune.experiments.sweeps.jobs import Engine
+    from dtune.experiments.sweeps.plans import Curve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +49,8 @@ class Sweep:
 def sweep(arguments: list[str]) -> None:
     """`dtune sweep`."""
     command = parse(Sweep, "sweep", _spell_out(arguments))
-    from dtune.experiments.plans import Budget, plan
-    from dtune.experiments.sweep import announce, run_sweep
+    from dtune.experiments.sweeps.plans import Budget, plan
+    from dtune.experiments.sweeps.sweep import announce, run_sweep
 
     for name in ("seeds", "jobs"):
         if getattr(command, name) < 1:
@@ -90,7 +90,7 @@ def _spell_out(arguments: list[str]) -> list[str]:
 def _chosen(command: Sweep) -> "tuple[Sequence[str], Sequence[Curve]]":
     """Datasets and curves that a command means."""
     from dtune.envs.tasks import DATASETS
-    from dtune.experiments.plans import FIGURES, TABLE_1, Curve
+    from dtune.experiments.sweeps.plans import FIGURES, TABLE_1, Curve
 
     if command.table is not None and command.figure is not None:
         raise ConfigError("--table and --figure are two sweeps: the same --out keeps what they share")
@@ -141,9 +141,9 @@ def _files(command: Sweep, datasets: Sequence[str]) -> dict[str, Path]:
 
 def _engine(command: Sweep) -> "Engine":
     if command.ray is None:
-        from dtune.experiments.jobs import LocalEngine
+        from dtune.experiments.sweeps.jobs import LocalEngine
 
         return LocalEngine(command.jobs)
-    from dtune.experiments.ray_engine import RayEngine
+    from dtune.experiments.sweeps.ray_engine import RayEngine
 
     return RayEngine(command.ray, command.jobs)

@@ -15,12 +15,12 @@ from rich.table import Table
 from dtune.envs.tasks import normalized_score, task_info
 from dtune.errors import DtuneError
 from dtune.experiments import presets, run
-from dtune.experiments.collect import Identity, make_curve
-from dtune.experiments.drawing import draw_panels
-from dtune.experiments.figures import AXES, band
-from dtune.experiments.jobs import Change, Job, LocalEngine, last_words
 from dtune.experiments.record import read_run
-from dtune.experiments.results import FINAL_EVALUATIONS
+from dtune.experiments.reports.collect import Identity, make_curve
+from dtune.experiments.reports.drawing import draw_panels
+from dtune.experiments.reports.figures import AXES, band
+from dtune.experiments.reports.results import FINAL_EVALUATIONS
+from dtune.experiments.sweeps.jobs import Change, Job, LocalEngine, last_words
 
 Rows = list[dict[str, float]]
 

@@ -9,7 +9,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from dtune.errors import ConfigError
-from dtune.experiments import checkpoint, hub
+from dtune.experiments import checkpoint
+from dtune.experiments.sharing import hub
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig
 from dtune.models.reinformer import Reinformer, ReinformerConfig

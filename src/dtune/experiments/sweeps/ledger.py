@@ -7,10 +7,10 @@ from pathlib import Path
 
 from dtune.errors import DataError
 from dtune.experiments import disk
-from dtune.experiments.estimates import Measured
-from dtune.experiments.jobs import Change, State
-from dtune.experiments.plans import Run
 from dtune.experiments.record import read_rows
+from dtune.experiments.sweeps.estimates import Measured
+from dtune.experiments.sweeps.jobs import Change, State
+from dtune.experiments.sweeps.plans import Run
 
 FILE = "ledger.jsonl"
 

@@ -18,7 +18,7 @@ from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError, SimulatorError
 from dtune.experiments.disk import TEMPORARY
 from dtune.experiments.policies import find_checkpoint, load_policy, read_about
-from dtune.experiments.scenes import Scene
+from dtune.experiments.reports.scenes import Scene
 
 ENDINGS = (".mp4", ".gif")
 

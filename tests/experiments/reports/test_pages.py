@@ -9,10 +9,10 @@ from invented import ablations, curve, learning
 from test_collect import make
 
 from dtune.errors import DataError
-from dtune.experiments.collect import load
-from dtune.experiments.page import Line, Page, Panel, render, write
-from dtune.experiments.pages import results_page, run_page
-from dtune.experiments.results import write_curve
+from dtune.experiments.reports.collect import load
+from dtune.experiments.reports.page import Line, Page, Panel, render, write
+from dtune.experiments.reports.pages import results_page, run_page
+from dtune.experiments.reports.results import write_curve
 
 
 def data(text: str) -> dict:

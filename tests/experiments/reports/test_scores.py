@@ -6,8 +6,8 @@ from invented import TABLE_1, curve
 from shared import shared
 
 from dtune.errors import ConfigError
-from dtune.experiments.results import LABELS
-from dtune.experiments.scores import choose_methods, cost_table, published, score_intervals, score_table
+from dtune.experiments.reports.results import LABELS
+from dtune.experiments.reports.scores import choose_methods, cost_table, published, score_intervals, score_table
 
 RANDOM = ("hopper-random-v2", "walker2d-random-v2", "ant-random-v2")
 

@@ -9,10 +9,11 @@ from PIL import Image
 
 from dtune.envs.tasks import DATASETS, TASKS, make_simulator, task_info
 from dtune.errors import ConfigError, SimulatorError
-from dtune.experiments import checkpoint, scenes, video
+from dtune.experiments import checkpoint
 from dtune.experiments.policies import describe
-from dtune.experiments.scenes import Scene
-from dtune.experiments.video import Film, record
+from dtune.experiments.reports import scenes, video
+from dtune.experiments.reports.scenes import Scene
+from dtune.experiments.reports.video import Film, record
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 
 SMALL = Film(width=64, height=48, max_steps=9, frames_per_second=60)

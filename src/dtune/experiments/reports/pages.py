@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from dtune.errors import DataError
-from dtune.experiments.collect import begun, collect, find_runs
-from dtune.experiments.drawing import colour
-from dtune.experiments.figures import AXES, FIGURES, band, curve_label, curves_of
-from dtune.experiments.formats import Grid, Word
-from dtune.experiments.formats import Line as Row
-from dtune.experiments.page import Line, Page, Panel, films
 from dtune.experiments.record import read_run
-from dtune.experiments.report import report
-from dtune.experiments.results import Curve, label
-from dtune.experiments.scores import Score, choose_groups, published
+from dtune.experiments.reports.collect import begun, collect, find_runs
+from dtune.experiments.reports.drawing import colour
+from dtune.experiments.reports.figures import AXES, FIGURES, band, curve_label, curves_of
+from dtune.experiments.reports.formats import Grid, Word
+from dtune.experiments.reports.formats import Line as Row
+from dtune.experiments.reports.page import Line, Page, Panel, films
+from dtune.experiments.reports.report import report
+from dtune.experiments.reports.results import Curve, label
+from dtune.experiments.reports.scores import Score, choose_groups, published
 
 _LABELS = {axis.column: axis.label for axis in AXES}
 _RUN_AXES = {"iteration": "iteration", "env_steps": "count/env_steps", "seconds": "time/seconds"}

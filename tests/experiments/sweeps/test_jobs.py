@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dtune.experiments import jobs
-from dtune.experiments.jobs import Change, Job, LocalEngine, last_words, run_to_end, starts
+from dtune.experiments.sweeps import jobs
+from dtune.experiments.sweeps.jobs import Change, Job, LocalEngine, last_words, run_to_end, starts
 
 COUNTING = """
 import os, pathlib, sys, time
@@ -126,7 +126,7 @@ def test_closing_leaves_nothing_behind(monkeypatch, tmp_path):
 
 def test_a_command_dies_with_whoever_started_it(tmp_path):
     script = (
-        "import sys, pathlib, time; from dtune.experiments import jobs;"
+        "import sys, pathlib, time; from dtune.experiments.sweeps import jobs;"
         f"jobs.PROGRAM = (sys.executable, '-ISc', {SLEEPING!r});"
         f"print(jobs.launch((), pathlib.Path({str(tmp_path / 'log')!r})).pid, flush=True); time.sleep(60)"
     )

@@ -15,12 +15,12 @@ from tiny import GRPO, PPO, environment, finish, outcome
 
 from dtune import cli
 from dtune.errors import ConfigError, DataError, DtuneError
-from dtune.experiments import plans
 from dtune.experiments.folder import locked
-from dtune.experiments.jobs import Change, Job, LocalEngine
-from dtune.experiments.plans import Run
 from dtune.experiments.signals import Stopped
-from dtune.experiments.sweep import run_sweep
+from dtune.experiments.sweeps import plans
+from dtune.experiments.sweeps.jobs import Change, Job, LocalEngine
+from dtune.experiments.sweeps.plans import Run
+from dtune.experiments.sweeps.sweep import run_sweep
 
 ROW = "iteration,eval/normalized_score\n0,1.5\n7,42.25\n"
 
@@ -229,7 +229,7 @@ def test_a_damaged_ledger_is_refused(sweep, tmp_path):
 
 def test_too_little_room_is_told(sweep, monkeypatch):
     free = type("Usage", (), {"free": 1e6})()
-    monkeypatch.setattr("dtune.experiments.sweep.shutil.disk_usage", lambda path: free)
+    monkeypatch.setattr("dtune.experiments.sweeps.sweep.shutil.disk_usage", lambda path: free)
     assert "there are only 0.0 GB free" in sweep().said[2]
 
 
@@ -262,7 +262,7 @@ SWEEPING = """
 import sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import dtune.experiments.plans as plans
+import dtune.experiments.sweeps.plans as plans
 from test_sweep import tiny_runs
 plans.plan = lambda *_, out, **__: tiny_runs(out, Path({policy!r}), seeds={seeds})
 from dtune.cli import main
@@ -273,7 +273,7 @@ main(sys.argv[1:])
 def start_sweep(folder: Path, policy: Path, *options: str, seeds: int = 1) -> subprocess.Popen[str]:
     """`dtune sweep` of tiny runs, in a process of its own."""
     script = SWEEPING.format(tests=str(Path(__file__).parent), policy=str(policy), seeds=seeds)
-    tests = str(Path(__file__).parents[1])
+    tests = str(Path(__file__).parents[2])
     variables = environment(folder)
     variables["PYTHONPATH"] = os.pathsep.join([tests, variables.get("PYTHONPATH", "")])
     command = [sys.executable, "-c", script, "sweep", "--datasets", "hopper-random-v2", "--scale", "small"]

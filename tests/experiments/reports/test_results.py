@@ -7,9 +7,9 @@ import pytest
 from invented import curve
 
 from dtune.errors import DataError
-from dtune.experiments.results import parse_name, read_curve, read_results, write_curve
+from dtune.experiments.reports.results import parse_name, read_curve, read_results, write_curve
 
-DEMO = Path(__file__).parents[2] / "results" / "demo"
+DEMO = Path(__file__).parents[3] / "results" / "demo"
 GOOD = "iteration,env_steps,return,normalized_score,seed\n0,,1.5,2.5,0\n10,100,2,3,0\n"
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from dtune.experiments import disk, formats
-from dtune.experiments.formats import Grid
+from dtune.experiments import disk
+from dtune.experiments.reports import formats
+from dtune.experiments.reports.formats import Grid
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; media-src data:"
 """What a browser may load: nothing that is not in the page."""

@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Float64
 
-from dtune.experiments.results import LABELS, Curve, label
+from dtune.experiments.reports.results import LABELS, Curve, label
 
 POINTS = 200
 """Places at which a mean over seeds is taken."""

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dtune.errors import ConfigError
-from dtune.experiments import checkpoint, disk, hub
-from dtune.experiments.card import Facts, model_card
+from dtune.experiments import checkpoint, disk
 from dtune.experiments.folder import read_config
 from dtune.experiments.policies import find_checkpoint, load_policy, read_about
 from dtune.experiments.record import read_rows
 from dtune.experiments.run import ALGORITHMS
+from dtune.experiments.sharing import hub
+from dtune.experiments.sharing.card import Facts, model_card
 
 
 def push_policy(path: str | Path, repository: str, *, license: str = "mit", private: bool = False) -> str:

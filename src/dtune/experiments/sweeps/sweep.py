@@ -6,13 +6,13 @@ from contextlib import closing
 from pathlib import Path
 
 from dtune.errors import DtuneError
-from dtune.experiments.estimates import estimate
 from dtune.experiments.folder import locked
-from dtune.experiments.jobs import REFUSED, Change, Engine, Job, State, last_words
-from dtune.experiments.ledger import Ledger
-from dtune.experiments.plans import Run
 from dtune.experiments.record import read_rows
 from dtune.experiments.signals import Stopped, name_and_code, stop_signals
+from dtune.experiments.sweeps.estimates import estimate
+from dtune.experiments.sweeps.jobs import REFUSED, Change, Engine, Job, State, last_words
+from dtune.experiments.sweeps.ledger import Ledger
+from dtune.experiments.sweeps.plans import Run
 
 LOGS = "logs"
 """Folder of what the runs print, below the sweep's."""

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtune.errors import ConfigError
-from dtune.experiments.figures import AXES, FIGURES, Axis, Band, FigureSpec, band, curve_label, curves_of
-from dtune.experiments.results import Curve
-from dtune.experiments.scores import published
+from dtune.experiments.reports.figures import AXES, FIGURES, Axis, Band, FigureSpec, band, curve_label, curves_of
+from dtune.experiments.reports.results import Curve
+from dtune.experiments.reports.scores import published
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

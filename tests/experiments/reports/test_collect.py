@@ -8,7 +8,8 @@ from invented import curve
 
 from dtune.errors import DataError
 from dtune.experiments import presets, run
-from dtune.experiments.collect import (
+from dtune.experiments.record import Record
+from dtune.experiments.reports.collect import (
     Identity,
     collect,
     find_runs,
@@ -18,8 +19,7 @@ from dtune.experiments.collect import (
     trained_on,
     write_results,
 )
-from dtune.experiments.record import Record
-from dtune.experiments.results import LABELS, read_curve, write_curve
+from dtune.experiments.reports.results import LABELS, read_curve, write_curve
 
 ROWS = {
     0: {"eval/return": 5.0, "eval/normalized_score": 0.5},

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, final
 
 from dtune.errors import ConfigError
-from dtune.experiments import jobs
-from dtune.experiments.jobs import RETRIES, Change, Job
+from dtune.experiments.sweeps import jobs
+from dtune.experiments.sweeps.jobs import RETRIES, Change, Job
 
 LOCAL = "local:"
 """`local:N` instead of an address: a cluster of N nodes on this machine, to try it."""

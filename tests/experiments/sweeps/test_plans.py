@@ -10,9 +10,9 @@ from dtune import cli
 from dtune.envs.tasks import DATASETS
 from dtune.errors import ConfigError
 from dtune.experiments import run as runs
-from dtune.experiments.estimates import MEGABYTES, SECONDS, Measured, estimate
-from dtune.experiments.plans import FIGURES, HORIZON, TABLE_1, UNLIMITED, Budget, Curve, plan, settle
 from dtune.experiments.presets import METHODS, finetuning, pretraining
+from dtune.experiments.sweeps.estimates import MEGABYTES, SECONDS, Measured, estimate
+from dtune.experiments.sweeps.plans import FIGURES, HORIZON, TABLE_1, UNLIMITED, Budget, Curve, plan, settle
 
 OUT = Path("out")
 

@@ -12,8 +12,10 @@ from tiny import GRPO, finish, start
 
 import dtune
 from dtune.errors import ConfigError, DataError
-from dtune.experiments import checkpoint, hub, sharing
-from dtune.experiments.card import Facts, interval, model_card
+from dtune.experiments import checkpoint
+from dtune.experiments.sharing import hub
+from dtune.experiments.sharing import push as sharing
+from dtune.experiments.sharing.card import Facts, interval, model_card
 
 pytest.importorskip("huggingface_hub")
 from hub import standing_in

@@ -5,9 +5,9 @@ import pytest
 from invented import ablations, curve, learning
 
 from dtune.errors import ConfigError
-from dtune.experiments.drawing import AXES, COLOURS, colour, dash, draw_all, draw_panels
-from dtune.experiments.figures import FIGURES, band, curve_label, curves_of
-from dtune.experiments.results import read_results
+from dtune.experiments.reports.drawing import AXES, COLOURS, colour, dash, draw_all, draw_panels
+from dtune.experiments.reports.figures import FIGURES, band, curve_label, curves_of
+from dtune.experiments.reports.results import read_results
 
 
 def test_every_figure_of_the_paper_is_there():

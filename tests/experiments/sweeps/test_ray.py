@@ -8,7 +8,7 @@ from test_sweep import finish, ledger_of, log_of, outcomes, rows, start_sweep, t
 
 from dtune.cli import main
 from dtune.errors import ConfigError
-from dtune.experiments.jobs import starts
+from dtune.experiments.sweeps.jobs import starts
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
@@ -86,7 +86,7 @@ def test_a_local_cluster_for_trying_and_a_signal_that_stops_it(pretrained, tmp_p
 
 @pytest.mark.parametrize("address", ["local:0", "local:two", "127.0.0.1:1"])
 def test_what_is_no_cluster_is_refused(address):
-    from dtune.experiments.ray_engine import RayEngine
+    from dtune.experiments.sweeps.ray_engine import RayEngine
 
     with pytest.raises(ConfigError, match=address):
         RayEngine(address)

@@ -11,7 +11,7 @@ from typing import Literal, final
 import numpy as np
 
 from dtune.errors import ConfigError
-from dtune.experiments.results import COUNTED, LABELS, Curve
+from dtune.experiments.reports.results import COUNTED, LABELS, Curve
 from dtune.functional.statistics import interquartile_mean, mean_and_deviation, stratified_interval
 
 PUBLISHED = Path(__file__).with_name("table_1.csv")

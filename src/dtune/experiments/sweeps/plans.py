@@ -13,9 +13,9 @@ from typing import Any
 from dtune.envs.tasks import DATASETS, task_info
 from dtune.errors import ConfigError
 from dtune.experiments import presets
-from dtune.experiments.estimates import SECONDS
 from dtune.experiments.presets import Architecture, FinetuneConfig, Scale
 from dtune.experiments.run import ALGORITHMS
+from dtune.experiments.sweeps.estimates import SECONDS
 
 TABLE_1 = ("dt", "iql", "odt", "odt_td3", "ppo", "grpo")
 """Methods, in the order of its columns."""

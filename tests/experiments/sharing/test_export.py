@@ -15,15 +15,16 @@ from tiny import environment
 
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError, DtuneError
-from dtune.experiments import checkpoint, export
+from dtune.experiments import checkpoint
 from dtune.experiments.policies import describe, load_policy
+from dtune.experiments.sharing import export
 from dtune.models.portable import INPUTS, OUTPUTS
 from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "act_with_onnx.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "act_with_onnx.py"
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def reinformer(tmp_path_factory) -> Path:
 def export_elsewhere(path: Path, folder: Path) -> export.Exported:
     """Exports in a process of its own: tracing under pytest takes long."""
     script = """import json, sys
-from dtune.experiments.export import export_policy
+from dtune.experiments.sharing.export import export_policy
 print(json.dumps(vars(export_policy(sys.argv[1], "policy.onnx")), default=str))"""
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)], cwd=folder, env=environment(folder), capture_output=True, text=True

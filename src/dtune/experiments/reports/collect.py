@@ -11,7 +11,7 @@ import numpy as np
 
 from dtune.errors import DataError
 from dtune.experiments.record import Row, read_run
-from dtune.experiments.results import COLUMNS, LABELS, Curve, parse_name, read_results, write_curve
+from dtune.experiments.reports.results import COLUMNS, LABELS, Curve, parse_name, read_results, write_curve
 
 KEYS = {
     "iteration": "iteration",

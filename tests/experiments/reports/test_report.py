@@ -9,10 +9,10 @@ import pytest
 from invented import TABLE_1, curve, whole_table
 from rich.console import Console
 
-from dtune.experiments import collect
-from dtune.experiments.formats import Grid, Line, Word, latex, markdown, page, terminal
-from dtune.experiments.report import report, scores_csv
-from dtune.experiments.scores import score_table
+from dtune.experiments.reports import collect
+from dtune.experiments.reports.formats import Grid, Line, Word, latex, markdown, page, terminal
+from dtune.experiments.reports.report import report, scores_csv
+from dtune.experiments.reports.scores import score_table
 
 RUNS = [
     curve("hopper-random-v2", method, seed, scores=[0.0, score + seed, score + seed, score + seed])

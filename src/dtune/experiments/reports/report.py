@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dtune.experiments.formats import Grid, Line, Word
-from dtune.experiments.results import FINAL_EVALUATIONS, Curve, label
-from dtune.experiments.scores import (
+from dtune.experiments.reports.formats import Grid, Line, Word
+from dtune.experiments.reports.results import FINAL_EVALUATIONS, Curve, label
+from dtune.experiments.reports.scores import (
     Cell,
     Cells,
     Intervals,
