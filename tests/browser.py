@@ -15,7 +15,8 @@ from typing import Any
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 _FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-    "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe", "--window-size=1200,900",
+    "--disable-background-networking", "--disable-component-update", "--remote-debugging-pipe",
+    "--window-size=1200,900",
     "--autoplay-policy=no-user-gesture-required",
 )  # fmt: skip
 # it reads commands at descriptor 3 and answers at 4

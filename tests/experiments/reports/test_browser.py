@@ -1,4 +1,4 @@
-"""report.html in a real browser: it opens from a disk, its curves zoom, its film plays, nothing is asked of a network."""
+"""report.html in a real browser: opens from a disk, curves zoom, a film plays, nothing is asked of a network."""
 
 import imageio_ffmpeg
 import numpy as np
