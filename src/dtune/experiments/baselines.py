@@ -50,14 +50,15 @@ def odt(dataset: str) -> ODTConfig:
     return replace(config, min_steps=RANDOM_MIN_STEPS) if "-random-" in dataset else config
 
 
-def small_odt(config: ODTConfig, pretraining: SupervisedConfig, pretraining_updates: int) -> ODTConfig:
+def small_odt(config: ODTConfig, pretraining: SupervisedConfig) -> ODTConfig:
     """Scale `small`: fewer updates, of windows as long as those it acts on; AdamW as in the small pretraining."""
     update = replace(
         config.update, optimizer=pretraining.optimizer, learning_rate=pretraining.learning_rate, batch_size=64,
         context_length=config.context_length, warmup_updates=pretraining.warmup_updates, grad_norm_clip=0.5,
         updates_per_iteration=150,
     )  # fmt: skip
-    return replace(config, min_steps=RANDOM_MIN_STEPS, pretraining_updates=pretraining_updates, update=update)
+    # of the pretraining only its warm-up matters, which is over
+    return replace(config, min_steps=RANDOM_MIN_STEPS, pretraining_updates=pretraining.warmup_updates, update=update)
 
 
 def pretrained(dataset: str) -> PretrainedConfig:

@@ -19,6 +19,7 @@ from dtune.algorithms.pretrained import PretrainedConfig
 from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.checks import above_zero
+from dtune.envs.sources import source
 from dtune.envs.tasks import DATASETS
 from dtune.errors import ConfigError, meant
 from dtune.experiments import baselines, guided, small
@@ -169,9 +170,8 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0, architecture: Archite
     )
     if scale == "paper":
         return config
-    return replace(
-        config, model=small.MODEL, algorithm=small.pretraining(algorithm), iterations=small.PRETRAINING_ITERATIONS
-    )
+    iterations = small.PRETRAINING_ITERATIONS[source(dataset).random]
+    return replace(config, model=small.MODEL, algorithm=small.pretraining(algorithm), iterations=iterations)
 
 
 def finetuning(

@@ -16,7 +16,8 @@ from dtune.experiments.tables import ModelConfig
 
 MODEL = ModelConfig(layers=2, width=64)
 
-PRETRAINING_ITERATIONS = 8
+PRETRAINING_ITERATIONS = {True: 8, False: 40}
+"""Of 50 gradient steps, by whether the data are random: in those there is nothing to imitate."""
 
 ITERATIONS = {"grpo": 400, "ppo": 500, "q_guided": 400, "odt": 230, "odt_td3": 120, "iql": 230, "dt": 0}
 """Of each method: six to ten minutes of an idle core on hopper-random. DT is judged as it is."""
@@ -37,8 +38,7 @@ def pretraining(config: SupervisedConfig) -> SupervisedConfig:
 
 def odt(config: ODTConfig) -> ODTConfig:
     """Goes on from the small pretraining."""
-    before = pretraining(config.update)
-    return baselines.small_odt(config, before, PRETRAINING_ITERATIONS * before.updates_per_iteration)
+    return baselines.small_odt(config, pretraining(config.update))
 
 
 def grpo(config: GRPOConfig, iterations: int) -> GRPOConfig:
