@@ -352,8 +352,8 @@ def spied(algorithm: PPO) -> list[Batch]:
     """The batches of every update from now on."""
     seen, step = [], algorithm.update.step
 
-    def spy(steps, advantages, generator, fresh):
-        metrics = step(steps, advantages, generator, fresh)
+    def spy(steps, advantages, generator, fresh, part):
+        metrics = step(steps, advantages, generator, fresh, part)
         seen.append(Batch(steps, advantages, fresh, metrics))
         return metrics
 

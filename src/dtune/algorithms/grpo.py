@@ -16,12 +16,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dtune.algorithms.members import optimise, remember
+from dtune import parallel
+from dtune.algorithms.members import optimise, own_members, remember
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import Selection, draw_points
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.checks import at_least, comparable_group, one_of
-from dtune.data.buffers import Fifo
+from dtune.data.buffers import Fifo, SharedFifo
 from dtune.data.steps import Steps, concatenate
 from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
 from dtune.envs.simulator import Restorable
@@ -34,7 +35,7 @@ from dtune.functional.advantages import (
     outside_margin,
     returns_to_go,
 )
-from dtune.functional.sampling import independent_noise, mirrored_noise, shared_noise
+from dtune.functional.sampling import independent_noise, mirrored_noise, part_of_noise, shared_noise
 from dtune.models.policy import TrainablePolicy
 
 
@@ -135,7 +136,7 @@ class GRPO:
         policy.context_length = config.context_length
         self.generator = generator or torch.Generator().manual_seed(0)
         self.update = ClippedUpdate(policy, config.update)
-        self.replay, self.buffer = Fifo(config.replay_capacity), Fifo(config.subtrajectory_capacity)
+        self.replay, self.buffer = Fifo(config.replay_capacity), SharedFifo(config.subtrajectory_capacity)
         self.iteration = 0
         self.metrics = Metrics()
 
@@ -173,9 +174,10 @@ class GRPO:
         return episodes
 
     def _choose_reset_points(self, episodes: Episodes) -> ResetPoints:
-        """Draws episodes in proportion to their length, and on each the steps to go back to."""
+        """Draws episodes in proportion to their length, and on each the steps to go back to; gives this rank's."""
         config = self.config
-        each = config.reset_points * (1 if config.shared_start else config.group_size)
+        starts, copies = (1, config.group_size) if config.shared_start else (config.group_size, 1)  # of a group
+        each = config.reset_points * starts
         rows, steps = draw_points(
             self.policy,
             episodes,
@@ -184,13 +186,19 @@ class GRPO:
             self.generator,
             config.reset_selection,
         )
+        own = own_members(self._groups, starts)
         return ResetPoints.choose(
             episodes,
-            rows.repeat_interleave(each),
-            steps.flatten(),
+            rows.repeat_interleave(each)[own],
+            steps.flatten()[own],
             self.policy.context_length - 1,
             fresh=config.reset_context == "fresh",
-        ).repeat(config.group_size if config.shared_start else 1)
+        ).repeat(copies)
+
+    @property
+    def _groups(self) -> int:
+        """Groups an iteration, of all ranks."""
+        return self.config.reset_trajectories * self.config.reset_points
 
     def _grow_groups(
         self, simulator: Restorable, points: ResetPoints
@@ -198,18 +206,21 @@ class GRPO:
         """Walks a sub-trajectory from each point and scores it.
 
         Returns:
-            Sub-trajectories preceded by their context, a row each; discounted returns, one a member of each group;
-            False for members whose numbers the simulator does not vouch for.
+            Sub-trajectories preceded by their context, a row each; of all ranks, discounted returns, one a member of
+            each group, and False for members whose numbers the simulator does not vouch for.
         """
         config = self.config
         rollout = Rollout.resume(self.policy, simulator, points)
-        draw = mirrored_noise if config.mirrored else independent_noise
-        sampled = rollout.advance(config.subtrajectory_length, generator=self.generator, draw=draw)
+        own = own_members(self._groups, config.group_size)
+        part = partial(part_of_noise, walks=self._groups * config.group_size, own=own)
+        each = mirrored_noise if config.mirrored else independent_noise
+        shared = partial(shared_noise, group_size=config.group_size, scale=config.lookahead_noise)
+        sampled = rollout.advance(config.subtrajectory_length, generator=self.generator, draw=partial(part, draw=each))
         # relabelling needs the return of the whole trajectory, so it walks on to the end of the episode
         lookahead = rollout.advance(
             simulator.horizon if config.relabel else config.lookahead_length,
             generator=self.generator if config.lookahead_noise else None,
-            draw=partial(shared_noise, group_size=config.group_size, scale=config.lookahead_noise),
+            draw=partial(part, draw=shared),
             log_probs=False,
             dtype=getattr(torch, config.lookahead_dtype),
         )
@@ -220,8 +231,12 @@ class GRPO:
             achieved = returns_to_go(walked.rewards, walked.mask)[:, : config.subtrajectory_length]
             sampled = replace(sampled, returns_to_go=achieved)
         self.metrics.count_groups(sampled, lookahead, int(rollout.faulty.sum()))
-        groups = (-1, config.group_size)
-        return concatenate([points.history, sampled], 1), returns.view(groups), ~rollout.faulty.view(groups)
+        told = parallel.gather_rows(
+            {"returns": returns, "valid": ~rollout.faulty},
+            [count * config.group_size for count in parallel.counts(self._groups)],
+        )
+        scores, valid = (value.view(-1, config.group_size) for value in told.values())
+        return concatenate([points.history, sampled], 1), scores, valid
 
     def _optimise(self) -> None:
         """Learns from the members remembered, and tells what came of it."""

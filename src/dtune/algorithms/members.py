@@ -6,13 +6,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from dtune.algorithms.update import ClippedUpdate
-from dtune.data.buffers import Fifo
+from dtune import parallel
+from dtune.algorithms.update import ClippedUpdate, Part
+from dtune.data.buffers import SharedFifo
 from dtune.data.steps import Steps
 
 
+def own_members(groups: int, group_size: int) -> slice:
+    """Which of the members of `groups` groups are this rank's: those of whole groups."""
+    own = parallel.share(groups)
+    return slice(own.start * group_size, own.stop * group_size)
+
+
 def remember(
-    buffer: Fifo,
+    buffer: SharedFifo,
     members: Steps,
     advantages: Float[Tensor, "groups group"],
     keep: Bool[Tensor, "groups group"],
@@ -22,26 +29,30 @@ def remember(
 
     Args:
         buffer: where.
-        members: what they did, a row each, group by group.
-        advantages: of each, unitless.
+        members: what this rank's own did, a row each, group by group.
+        advantages: of all ranks' members, unitless.
         keep: False for members within the margin of their group's mean, or not vouched for.
         iteration: the present one, from 0.
 
     Returns:
         Share of members dropped.
     """
-    kept = keep.flatten().nonzero().squeeze(1)
+    groups, group_size = keep.shape
+    own, chosen = own_members(groups, group_size), keep.flatten()
+    kept = chosen[own].nonzero().squeeze(1)
     rows = {name: value[kept] for name, value in vars(members).items()}
-    buffer.extend(
-        {**rows, "advantages": advantages.flatten()[kept].float(), "iteration": torch.full((len(kept),), iteration)}
-    )
-    return 1 - len(kept) / keep.numel()
+    rows |= {"advantages": advantages.flatten()[own][kept].float(), "iteration": torch.full((len(kept),), iteration)}
+    buffer.extend(rows, parallel.owners(groups).repeat_interleave(group_size)[chosen])
+    return 1 - int(chosen.sum()) / keep.numel()
 
 
 def optimise(
-    buffer: Fifo, update: ClippedUpdate, *, passes: int, batch_size: int, iteration: int, generator: torch.Generator
-) -> Iterator[dict[str, float]]:
+    buffer: SharedFifo, update: ClippedUpdate, *, passes: int, batch_size: int, iteration: int,
+    generator: torch.Generator,
+) -> Iterator[dict[str, float]]:  # fmt: skip
     """Passes over the remembered members in random order, maximising Eq. 3.
+
+    A batch is drawn of all ranks' members; each rank computes its own of them, and they sum the gradients.
 
     Args:
         buffer: filled by `remember`.
@@ -58,7 +69,8 @@ def optimise(
     for _ in range(passes):
         order = torch.randperm(len(buffer), generator=generator)
         for index in order.split(batch_size) if len(order) else ():
-            rows = buffer.take(index)
+            rows, own = buffer.take(index)
             advantages, born = rows.pop("advantages"), rows.pop("iteration")
-            yield update.step(Steps(**rows), advantages, generator, born == iteration if unchanged else None)
+            fresh = born == iteration if unchanged else None
+            yield update.step(Steps(**rows), advantages, generator, fresh, Part(own, len(index)))
             unchanged = False

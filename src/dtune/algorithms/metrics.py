@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtune import parallel
 from dtune.data.steps import Steps
 from dtune.envs.rollout import Episodes
 from dtune.errors import NumericError
@@ -58,11 +59,12 @@ class Metrics:
             self.set("rollout/length", episodes.lengths.double().mean().item())
 
     def count_groups(self, sampled: Steps, lookahead: Steps, faulty: int) -> None:
-        """Sub-trajectories grown and looked ahead from."""
-        explored, looked = int(sampled.mask.sum()), int(lookahead.mask.sum())
+        """Sub-trajectories grown and looked ahead from: this rank's, to which those of all others are added."""
+        own = torch.tensor([sampled.mask.sum(), lookahead.mask.sum(), len(sampled.mask), faulty], dtype=torch.long)
+        explored, looked, walks, broken = map(int, parallel.total(own))
         self.env_steps["subtrajectories"] += explored
         self.env_steps["lookahead"] += looked
-        self._count_walks(len(sampled.mask), faulty, explored + looked)
+        self._count_walks(walks, broken, explored + looked)
 
     def add_update(self, metrics: dict[str, float]) -> None:
         """What one gradient step reported."""

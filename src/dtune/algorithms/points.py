@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from dtune import parallel
 from dtune.envs.rollout import MAX_ROWS, Episodes
 from dtune.functional.sampling import draw_steps, reset_point_distribution
 from dtune.models.policy import TrainablePolicy, actor_of
@@ -33,7 +34,7 @@ def draw_points(
             "start" the first alone.
 
     Returns:
-        The episode of each draw, and its steps.
+        The episode of each draw, and its steps: rank 0's, because they follow from probabilities that were computed.
     """
     rows = torch.multinomial(episodes.lengths.float(), count, replacement=True, generator=generator)
     allowed = episodes.steps.mask.clone()
@@ -43,12 +44,15 @@ def draw_points(
     elif selection == "start":
         allowed[:, 1:] = False
     probabilities = reset_point_distribution(variance[rows], allowed[rows])
-    return rows, draw_steps(probabilities, each, generator)
+    return parallel.from_first(rows), parallel.from_first(draw_steps(probabilities, each, generator))
 
 
 @torch.no_grad()
 def _variance(policy: TrainablePolicy, episodes: Episodes, rows: Int64[Tensor, "drawn"]) -> Float[Tensor, "..."]:
-    """The present policy's variance at every step of the drawn episodes, `[episodes, time, action]`; 0 elsewhere."""
+    """The present policy's variance at every step of the drawn episodes, `[episodes, time, action]`; 0 elsewhere.
+
+    Each rank asks about a part of the steps.
+    """
     mask = episodes.steps.mask
     variance = torch.zeros(*mask.shape, policy.action_dim)
     drawn = torch.zeros(len(mask), dtype=torch.bool)
@@ -56,6 +60,6 @@ def _variance(policy: TrainablePolicy, episodes: Episodes, rows: Int64[Tensor, "
     row, step = (mask & drawn[:, None]).nonzero(as_tuple=True)
     before = torch.arange(1 - policy.context_length, 1) + step[:, None]
     actor = actor_of(policy)
-    for some in torch.arange(len(row)).split(MAX_ROWS):
+    for some in torch.arange(len(row)).split(MAX_ROWS)[parallel.rank() :: parallel.ranks()]:
         variance[row[some], step[some]] = actor(episodes.steps.gather(row[some], before[some])).std.square()
-    return variance
+    return parallel.total(variance)  # of zeros, but for one rank's

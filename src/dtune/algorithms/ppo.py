@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from dtune import parallel
 from dtune.algorithms.metrics import Metrics
-from dtune.algorithms.update import ClippedUpdate, UpdateConfig
+from dtune.algorithms.update import ClippedUpdate, Part, UpdateConfig
 from dtune.checks import above_zero, at_least
 from dtune.data.buffers import Fifo
+from dtune.data.steps import Steps
 from dtune.envs.rollout import Episodes, collect_episodes
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError, NumericError
@@ -159,7 +161,7 @@ class PPO:
         *,
         unchanged: bool,
     ) -> None:
-        """One gradient step of the policy (Eq. 5) and one of the value network (Eq. 6)."""
+        """One gradient step of the policy (Eq. 5) and one of the value network (Eq. 6); each rank does a part of it."""
         assert self.value is not None
         context = self.policy.context_length
         length = self.config.window_length or context
@@ -174,17 +176,27 @@ class PPO:
             chosen = weights = (weights * own.mask).sum(1) / own.mask.sum(1)
         weights = (weights - chosen.mean()) / (chosen.std() + 1e-8)
         fresh = self.replay.rows["iteration"][row] == self.iteration if unchanged else None
-        metrics = self.update.step(steps, weights, self.generator, fresh)
-        loss = value_loss(self.value(own.observations), goals, own.mask)
+        part = Part(parallel.share(len(row)), len(row))
+        mine, weights = steps.map(lambda x: x[part.rows]), weights[part.rows]
+        metrics = self.update.step(mine, weights, self.generator, None if fresh is None else fresh[part.rows], part)
+        mine = mine.slice_time(context - 1)
+        loss = self._learn_value(mine, goals[part.rows], own.mask.sum())
+        self.metrics.add_update({**metrics, "train/value_loss": loss})
+
+    def _learn_value(self, own: Steps, goals: Float[Tensor, "batch time"], count: Int[Tensor, ""]) -> float:
+        """One gradient step of the value network on this rank's part of a batch that has `count` steps; the loss."""
+        assert self.value is not None
+        loss = value_loss(self.value(own.observations), goals, own.mask, count)
+        self.value_optimizer.zero_grad()
+        loss.backward()
+        loss = parallel.sum_gradients(list(self.value.parameters()), loss.detach()[None])
         if not torch.isfinite(loss):
             raise NumericError(
                 f"the value network's loss stopped being finite in iteration {self.iteration + 1}: lower"
                 " value_learning_rate, or raise value_scale, and go on from the last checkpoint"
             )
-        self.value_optimizer.zero_grad()
-        loss.backward()
         self.value_optimizer.step()
-        self.metrics.add_update({**metrics, "train/value_loss": loss.item()})
+        return loss.item()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what the next iteration does, except the simulator."""

@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from dtune.algorithms.members import optimise, remember
+from dtune.algorithms.members import optimise, own_members, remember
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import draw_points
 from dtune.algorithms.td3 import CriticConfig, TD3Critic
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.checks import at_least, comparable_group, one_of
-from dtune.data.buffers import Fifo
+from dtune.data.buffers import Fifo, SharedFifo
 from dtune.data.datasets import Dataset, drop_lowest_return, recorded
 from dtune.data.steps import Steps
 from dtune.data.trajectories import TrajectoryReplay
@@ -126,7 +126,7 @@ class QGuidedGRPO:
         self.update = ClippedUpdate(policy, config.update)
         self.critic = TD3Critic(policy, config.critic, dataset, self.generator)
         self.transitions = TrajectoryReplay(config.critic_replay_capacity, self.dataset)
-        self.replay, self.buffer = Fifo(config.replay_capacity), Fifo(config.action_capacity)
+        self.replay, self.buffer = Fifo(config.replay_capacity), SharedFifo(config.action_capacity)
         self.iteration = 0
         self.metrics = Metrics()
 
@@ -232,13 +232,15 @@ class QGuidedGRPO:
         return members, values
 
     def _remember(self, members: Steps, values: Float[Tensor, "groups group"]) -> None:
-        """Stores members with their advantages (Eq. 2), but those within the margin."""
-        config = self.config
+        """Stores members with their advantages (Eq. 2), but those within the margin; each rank its share of them."""
+        config, own = self.config, own_members(*values.shape)
         advantages = group_advantages(values, scale=config.advantage_scale, baseline=config.baseline)
         keep = torch.ones_like(values, dtype=torch.bool)
         if config.return_margin is not None:
             keep = outside_margin(values, config.return_margin)
-        self.metrics.set("rollout/dropped", remember(self.buffer, members, advantages, keep, self.iteration))
+        self.metrics.set(
+            "rollout/dropped", remember(self.buffer, members.map(lambda x: x[own]), advantages, keep, self.iteration)
+        )
 
     def _optimise(self) -> None:
         """Learns from the actions remembered, and tells what came of it."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from dtune import parallel
 from dtune.checks import above_zero, at_least, one_of
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError, NumericError
@@ -119,6 +120,16 @@ def make_optimizer(
     return torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay, foreach=True)
 
 
+@dataclass(frozen=True)
+class Part:
+    """The rows of a batch that this rank computes."""
+
+    rows: slice | Int[Tensor, "rows"]
+    """Where they stand in it."""
+    of: int
+    """Rows of the whole batch."""
+
+
 class ClippedUpdate:
     """Moves `policy` uphill on Eq. 3 (or Eq. 5, with token ratios), one batch at a time.
 
@@ -139,14 +150,16 @@ class ClippedUpdate:
         advantages: Float[Tensor, "batch"] | Float[Tensor, "batch time"],
         generator: torch.Generator,
         fresh: Bool[Tensor, "batch"] | None = None,
+        part: Part | None = None,
     ) -> dict[str, float]:
-        """One gradient step.
+        """One gradient step; where there are several ranks, the same on all of them.
 
         Args:
             steps: rows of `context_length - 1` steps of history, then the actions to learn from.
             advantages: one a row (sequence ratios), or one an action (token ratios).
             generator: draws the one sample a step that estimates the entropy.
             fresh: rows that the present policy, unchanged, acted in; their ratios ought to be 1.
+            part: which rows of the batch these are, where each rank has some; None: all.
 
         Returns:
             What happened, by metric key.
@@ -154,11 +167,11 @@ class ClippedUpdate:
         Raises:
             NumericError: if the gradient is not finite; nothing has been changed then.
         """
-        config = self.config
-        objective, entropy, metrics = self._objective(steps, advantages, generator, fresh)
+        config, parameters = self.config, list(self.policy.parameters())
         self.optimizer.zero_grad()
-        (-objective - self.entropy_dual.coef * entropy).backward()
-        norm = nn.utils.clip_grad_norm_(self.policy.parameters(), config.grad_norm_clip)
+        means, extremes = self._differentiate(steps, advantages, generator, fresh, part)
+        metrics = self._metrics(parallel.sum_gradients(parameters, means), parallel.largest(extremes))
+        norm = nn.utils.clip_grad_norm_(parameters, config.grad_norm_clip)
         if not torch.isfinite(norm):
             raise NumericError(
                 f"the policy's gradient stopped being finite at update {self.updates}: lower the learning rate"
@@ -166,51 +179,71 @@ class ClippedUpdate:
             )
         metrics["train/learning_rate"] = self._set_learning_rate()
         self.optimizer.step()
-        self.entropy_dual.step(entropy)
+        self.entropy_dual.step(torch.tensor(metrics["train/entropy"]))
         self.updates += 1
         return {**metrics, "train/grad_norm": norm.item(), "train/entropy_coef": self.entropy_dual.coef}
 
-    def _objective(
+    def _differentiate(
         self,
         steps: Steps,
         advantages: Tensor,
         generator: torch.Generator,
         fresh: Bool[Tensor, "batch"] | None,
-    ) -> tuple[Float[Tensor, ""], Float[Tensor, ""], dict[str, float]]:
-        """Eq. 3 or 5 without its entropy term; the mean entropy; metrics."""
-        config, context = self.config, self.policy.context_length
-        low, high = config.clip_range, config.clip_range_high
-        own = steps.slice_time(context - 1)
-        mask, windows = own.mask, steps.windows(context)
+        part: Part | None,
+    ) -> tuple[Float[Tensor, "means"], Float[Tensor, "extremes"]]:
+        """Leaves these rows' share of the gradient of Eq. 3 or 5, negated, in the parameters.
+
+        Returns:
+            Their shares of the batch's means, to be summed, and their extremes: see `_metrics`.
+        """
+        own = steps.slice_time(self.policy.context_length - 1)
+        mask, shape = own.mask, own.raw_actions.shape
+        part = part or Part(slice(None), len(mask))
+        noise = torch.randn((part.of, *shape[1:]), generator=generator)[part.rows].flatten(0, 1)
+        rows, actions = parallel.total(torch.tensor([len(mask), int(mask.sum())]))
+        if not len(mask):
+            return torch.zeros(5), torch.full((2,), -torch.inf)
+        windows = steps.windows(self.policy.context_length)
         distribution = self.policy(windows)[:, -1]
         with torch.no_grad():
             reference = self.reference(windows)[:, -1]
         log_probs = distribution.base_log_prob(own.raw_actions.flatten(0, 1)).view_as(mask)
-        noise = torch.randn(own.raw_actions.shape, generator=generator).flatten(0, 1)
-        entropy = masked_mean(distribution.entropy(noise).view_as(mask), mask)
-        kl = masked_mean(distribution.kl(reference).view_as(mask), mask)
-        if config.ratio == "token":
-            ratio, counted = token_ratio(log_probs, own.log_probs), mask
-            weights = advantages if advantages.ndim == 2 else advantages[:, None].expand_as(ratio)
-            surrogate = masked_mean(clipped_surrogate(ratio, weights, low, high), mask)
-        else:
-            geometric = config.ratio == "geometric"
-            ratio = sequence_ratio(log_probs, own.log_probs, mask, geometric_mean=geometric)
-            counted = torch.ones_like(ratio, dtype=torch.bool)
-            surrogate = clipped_surrogate(ratio, advantages, low, high).mean()
+        entropy = masked_mean(distribution.entropy(noise).view_as(mask), mask, actions)
+        kl = masked_mean(distribution.kl(reference).view_as(mask), mask, actions)
+        ratio, counted = self._ratio(log_probs, own)
+        count, low, high = rows if ratio.ndim == 1 else actions, self.config.clip_range, self.config.clip_range_high
+        weights = advantages if advantages.ndim == ratio.ndim else advantages[:, None].expand_as(ratio)
+        surrogate = masked_mean(clipped_surrogate(ratio, weights, low, high), counted, count)
+        (-(surrogate - self.config.kl_coef * kl) - self.entropy_dual.coef * entropy).backward()
+        clipped = clip_fraction(ratio, low, counted, high, count)
+        means = torch.stack([surrogate, ratio[counted].sum() / count, clipped, kl, entropy]).detach()
+        among = counted & (torch.zeros_like(mask[:, 0]) if fresh is None else fresh).view(-1, *[1] * (ratio.ndim - 1))
+        return means, torch.stack([_largest(ratio[counted]), _largest((ratio[among] - 1).abs())]).detach()
+
+    def _ratio(
+        self, log_probs: Float[Tensor, "batch time"], own: Steps
+    ) -> tuple[Float[Tensor, "..."], Bool[Tensor, "..."]]:
+        """Importance ratios, one a row or one an action, and which of them count."""
+        mask, kind = own.mask, self.config.ratio
+        if kind == "token":
+            return token_ratio(log_probs, own.log_probs), mask
+        ratio = sequence_ratio(log_probs, own.log_probs, mask, geometric_mean=kind == "geometric")
+        return ratio, torch.ones_like(ratio, dtype=torch.bool)
+
+    def _metrics(self, means: Float[Tensor, "means"], extremes: Float[Tensor, "extremes"]) -> dict[str, float]:
+        """What `_differentiate` gives, of all ranks, by metric key."""
+        surrogate, ratio, clipped, kl, entropy = means.tolist()
+        largest, error = extremes.tolist()
         metrics = {
-            "train/surrogate": surrogate.item(),
-            "train/ratio_mean": ratio[counted].mean().item(),
-            "train/ratio_max": ratio[counted].max().item(),
-            "train/clip_fraction": clip_fraction(ratio, low, counted, high).item(),
-            "train/kl": kl.item(),
-            "train/entropy": entropy.item(),
+            "train/surrogate": surrogate,
+            "train/ratio_mean": ratio,
+            "train/ratio_max": largest,
+            "train/clip_fraction": clipped,
+            "train/kl": kl,
+            "train/entropy": entropy,
             "train/entropy_target": self.entropy_dual.target,
         }
-        if fresh is not None and fresh.any():
-            among = counted & (fresh if counted.ndim == 1 else fresh[:, None])
-            metrics["train/fresh_ratio_error"] = (ratio[among] - 1).abs().max().item()
-        return surrogate - config.kl_coef * kl, entropy, metrics
+        return metrics if error == -torch.inf else metrics | {"train/fresh_ratio_error": error}
 
     def _set_learning_rate(self) -> float:
         """Linear decay over `decay_updates`, by updates done."""
@@ -243,3 +276,8 @@ class ClippedUpdate:
         self.optimizer.load_state_dict(state["optimizer"])
         self.entropy_dual.load_state_dict(state["entropy_dual"])
         self.updates = state["updates"]
+
+
+def _largest(values: Float[Tensor, "values"]) -> Float[Tensor, ""]:
+    """-∞ of none."""
+    return values.max() if len(values) else torch.tensor(-torch.inf)

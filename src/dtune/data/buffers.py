@@ -4,8 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
+
+from dtune import parallel
 
 
 class Fifo:
@@ -55,6 +57,11 @@ class Fifo:
             for name, value in fresh.items()
         }
 
+    def forget(self, count: int) -> None:
+        """Lets the oldest `count` rows go."""
+        if count:
+            self._rows = {name: value[count:].clone() for name, value in self._rows.items()}
+
     def take(self, index: Int[Tensor, "taken"]) -> dict[str, Tensor]:
         """The rows at `index`, 0 being the oldest, in the order asked for; repeats are allowed."""
         return {name: value[index] for name, value in self._rows.items()}
@@ -78,6 +85,76 @@ class Fifo:
         if rows:
             _check_rows(rows)
         self._rows = {name: value.clone() for name, value in rows.items()}
+
+
+class SharedFifo:
+    """A `Fifo` whose rows stay on the rank that made them, while their order is known to all.
+
+    Length, order and eviction are those of one `Fifo` of all rows; memory is that of this rank's own.
+
+    Args:
+        capacity: rows kept by all ranks together.
+    """
+
+    def __init__(self, capacity: int):
+        self._own = Fifo(capacity)
+        self._owners = torch.zeros(0, dtype=torch.long)  # the rank of every row, oldest first
+
+    def __len__(self) -> int:
+        """Rows held by all ranks together."""
+        return len(self._owners)
+
+    @property
+    def rows(self) -> dict[str, Tensor]:
+        """The rows held by this rank, oldest first, by name."""
+        return self._own.rows
+
+    def extend(self, rows: Mapping[str, Tensor], owners: Int[Tensor, "added"]) -> None:
+        """Adds rows behind those held, and lets the oldest go where there are more than `capacity`.
+
+        Args:
+            rows: this rank's own, in order.
+            owners: the rank of every row that all ranks now add together, in order.
+        """
+        self._own.extend(rows)
+        self._owners = torch.cat([self._owners, owners])[-self._own.capacity :]
+        self._own.forget(len(self._own) - int(self._mine.sum()))
+
+    def take(self, index: Int[Tensor, "taken"]) -> tuple[dict[str, Tensor], Int[Tensor, "own"]]:
+        """Of the rows at `index`, 0 being the oldest, those held here; and which of `index` they are."""
+        mine = self._mine
+        own = mine[index].nonzero().squeeze(1)
+        return self._own.take((mine.cumsum(0) - 1)[index[own]]), own
+
+    @property
+    def _mine(self) -> Bool[Tensor, "rows"]:
+        return self._owners == parallel.rank()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All rows, of all ranks (a collective): what any number of ranks can continue with.
+
+        Where there are several, it says whose they were, so that as many continue to the same bits.
+        """
+        many = parallel.ranks()
+        counts = self._owners.bincount(minlength=many).tolist()
+        # gathered: rank by rank, each in order; the n-th row of a rank belongs where it occurs for the n-th time
+        place = self._owners.argsort(stable=True).argsort() if many > 1 else slice(None)
+        rows = {name: value[place] for name, value in parallel.gather_rows(self.rows, counts).items()}
+        whose = {"ranks": many, "owners": self._owners} if many > 1 else {}
+        return {"capacity": self._own.capacity, "rows": rows, **whose}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes this rank's share of saved rows.
+
+        Raises:
+            ValueError: as `Fifo.load_state_dict`.
+        """
+        saved = state["rows"]
+        owners = parallel.owners(_count(saved))
+        self._owners = state["owners"].clone() if state.get("ranks") == parallel.ranks() else owners
+        mine = self._mine
+        rows = {name: value[mine] for name, value in saved.items()}
+        self._own.load_state_dict({"capacity": state["capacity"], "rows": rows})
 
 
 def _count(rows: Mapping[str, Tensor]) -> int:

@@ -1,16 +1,18 @@
 """A policy walking through a simulator: two ways in, one way forward."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from dtune import parallel
 from dtune.data.steps import Steps, concatenate, empty_steps
 from dtune.envs.episodes import Episodes, ResetPoints
 from dtune.envs.simulator import Outcome, Restorable, Simulator
-from dtune.functional.sampling import independent_noise
+from dtune.functional.sampling import independent_noise, part_of_noise
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor
 
@@ -60,10 +62,14 @@ class Rollout:
 
     @classmethod
     def begin(
-        cls, policy: Policy, simulator: Simulator, count: int, return_to_go: float, generator: torch.Generator
-    ) -> "Rollout":
-        """Starts `count` fresh episodes, asking for `return_to_go` (reward units); a policy may predict its own."""
-        observations = simulator.reset(count, generator)
+        cls, policy: Policy, simulator: Simulator, count: int, return_to_go: float, generator: torch.Generator,
+        own: slice = slice(None),
+    ) -> "Rollout":  # fmt: skip
+        """Starts `own` of `count` fresh episodes, asking for `return_to_go` (reward units); a policy may predict it."""
+        observations = simulator.reset(count, generator)[own]
+        if len(observations) < count:
+            simulator.keep(torch.arange(count)[own])
+            count = len(observations)
         goal, clock = torch.full((count,), float(return_to_go)), torch.zeros(count, dtype=torch.long)
         nothing = empty_steps(count, policy.context_length - 1, observations.shape[1], policy.action_dim)
         rollout = cls(policy, simulator, observations, goal, clock, nothing)
@@ -258,7 +264,7 @@ def collect_episodes(
     snapshots: bool = False,
     log_probs: bool = True,
 ) -> tuple[Episodes, Episodes]:
-    """Walks `count` fresh episodes to their ends.
+    """Walks `count` fresh episodes to their ends; several ranks share them, and all have all of them afterwards.
 
     Args:
         policy: who acts.
@@ -274,15 +280,19 @@ def collect_episodes(
     Returns:
         The sound episodes, and the faulty ones: of those, believe nothing but their lengths.
     """
-    rollout = Rollout.begin(policy, simulator, count, return_to_go, generator)
+    own = parallel.share(count)
+    rollout = Rollout.begin(policy, simulator, count, return_to_go, generator, own)
     steps = rollout.advance(
         simulator.horizon,
         generator=generator if sample else None,
+        draw=partial(part_of_noise, draw=independent_noise, walks=count, own=own),
         act=act,
         snapshots=snapshots,
         log_probs=log_probs,
     )
-    recorded = rollout.snapshots if snapshots else torch.zeros(count, simulator.horizon, 0, dtype=torch.float64)
+    recorded = rollout.snapshots if snapshots else torch.zeros(len(steps.mask), simulator.horizon, 0).double()
     episodes = Episodes(steps, recorded, rollout.final_observations, rollout.terminated)
-    sound, faulty = ((rollout.faulty == fault).nonzero().squeeze(1) for fault in (False, True))
+    rows = parallel.gather_rows({**episodes.rows(), "faulty": rollout.faulty}, parallel.counts(count))
+    episodes, broken = Episodes.from_rows(rows), rows["faulty"]
+    sound, faulty = ((broken == fault).nonzero().squeeze(1) for fault in (False, True))
     return (episodes.take(sound) if len(faulty) else episodes), episodes.take(faulty)

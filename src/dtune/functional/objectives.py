@@ -6,7 +6,7 @@ dimensions.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 LOG_RATIO_LIMIT = 20.0
@@ -76,25 +76,36 @@ def clip_fraction(
     clip_range: float,
     mask: Bool[Tensor, "*batch"],
     clip_range_high: float | None = None,
+    count: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Share of the ratios outside [1 - ε, 1 + ε'], among those where `mask` is True; ε' = ε where None.
 
-    Counts both sides whatever the advantage's sign, so it bounds from above the share without gradient.
+    Counts both sides whatever the advantage's sign, so it bounds from above the share without gradient. `count` is as
+    in `masked_mean`.
     """
     high = clip_range if clip_range_high is None else clip_range_high
     outside = (ratio - 1 > high) | (1 - ratio > clip_range)
-    return masked_mean(outside.to(ratio.dtype), mask)
+    return masked_mean(outside.to(ratio.dtype), mask, count)
 
 
-def masked_mean(values: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """Mean over the entries where `mask` is True, each counted once whatever its row; 0 if there are none."""
-    return values.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+def masked_mean(
+    values: Float[Tensor, "*batch"], mask: Bool[Tensor, "*batch"], count: Int[Tensor, ""] | None = None
+) -> Float[Tensor, ""]:
+    """Mean over the entries where `mask` is True, each counted once whatever its row; 0 if there are none.
+
+    Args:
+        values: of any shape.
+        mask: True on the entries to count.
+        count: entries of the whole batch, where these are a part of it: the parts' results sum to its mean.
+    """
+    return values.masked_fill(~mask, 0).sum() / (mask.sum() if count is None else count).clamp(min=1)
 
 
 def value_loss(
     values: Float[Tensor, "*batch"],
     targets: Float[Tensor, "*batch"],
     mask: Bool[Tensor, "*batch"],
+    count: Int[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
     """Mean squared error of the value network over real steps; to be *minimised* (Eq. 6).
 
@@ -102,8 +113,9 @@ def value_loss(
         values: V(sₕ), in environment reward units.
         targets: Âₕ + V_old(sₕ), in the same units; taken as constants.
         mask: True on the steps to count.
+        count: steps of the whole batch, where these are a part of it, as in `masked_mean`.
     """
-    return masked_mean((values - targets.detach()).square(), mask)
+    return masked_mean((values - targets.detach()).square(), mask, count)
 
 
 def entropy_dual(

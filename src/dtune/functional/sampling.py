@@ -1,5 +1,7 @@
 """Where to look next, and with which noise: sampling distributions over steps, trajectories and exploration."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -93,3 +95,23 @@ def shared_noise(
     if rest:
         raise ValueError(f"{shape[0]} walks are not whole groups of {group_size}")
     return scale * torch.randn((groups, *shape[1:]), generator=generator).repeat_interleave(group_size, 0)
+
+
+def part_of_noise(
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    draw: Callable[[tuple[int, ...], torch.Generator], Tensor],
+    walks: int,
+    own: slice,
+) -> Float[Tensor, "*shape"]:
+    """The noise of some of `walks` walks: all of it is drawn, so that nobody's depends on who else walks where.
+
+    Args:
+        shape: of their noise, `[walks, steps, action]`.
+        generator: does the drawing.
+        draw: gives the noise of all walks, as above.
+        walks: how many there are.
+        own: those to give it for.
+    """
+    return draw((walks, *shape[1:]), generator)[own]
