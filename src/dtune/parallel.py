@@ -9,6 +9,7 @@ tensors travel, objects never: nothing that arrives can run.
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -92,7 +93,7 @@ def _together(what: str, payload: Tensor | None = None) -> Iterator[None]:
     except (RuntimeError, ValueError) as error:
         if isinstance(error, DtuneError):
             raise
-        said = " ".join(str(error).split())[:200]
+        said = re.sub(r"^\[\S+\] ", "", " ".join(str(error).split())).split(". ")[0]
         raise ParallelError(
             f"{who} has lost the others ({what}: {said}): one of them ended, or did not answer within ${TIMEOUT};"
             " the same command, or torchrun's --max-restarts, goes on from the last checkpoint"
@@ -189,7 +190,7 @@ def gather_rows(rows: Mapping[str, Tensor], counts: Sequence[int]) -> dict[str, 
     joined = torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
     columns = joined.split([part.shape[1] for part in flat], 1)
     return {
-        name: column.contiguous().view(rows[name].dtype).view(len(joined), *shapes[name])
+        name: column.flatten().clone().view(rows[name].dtype).view(len(joined), *shapes[name])
         for (name, column) in zip(rows, columns, strict=True)
     }
 

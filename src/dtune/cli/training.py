@@ -1,5 +1,6 @@
 """The commands that train and judge: demo, pretrain, finetune, evaluate."""
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -129,6 +130,9 @@ def _pretrained(dataset: str, scale: str, seed: int) -> Path:
 
 
 def _finish(folder: Path, rows: list[dict[str, float]]) -> None:
+    """What came of a run, said by the first of its processes."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     judged = [row for row in rows if "eval/return" in row]
     first, last = judged[0], judged[-1]
     for name, row in (("before", first), ("after", last)):

@@ -10,11 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 
+from dtune import parallel
 from dtune.checks import above_zero
 from dtune.envs.simulator import Simulator
 from dtune.envs.watched import Watched
 from dtune.errors import ConfigError, NumericError, SimulatorError
-from dtune.experiments import checkpoint
+from dtune.experiments import checkpoint, together
 from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.live import Live
 from dtune.experiments.mirrors import Mirror
@@ -93,7 +94,8 @@ def train(
     """Runs `algorithm` to the end of `schedule`, from the last checkpoint in `directory` if there is one.
 
     A stopped or killed run leaves rows and weights that, continued, are byte for byte those of a run never
-    disturbed on the same machine.
+    disturbed on the same machine. Of several ranks the first keeps the folder, the display and the mirror; all stop
+    after the same iteration.
 
     Args:
         algorithm: who learns.
@@ -116,20 +118,33 @@ def train(
     """
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
+        first_rank = not parallel.rank()
         loop = _Loop(algorithm, simulator, schedule, evaluation, directory, documents or {})
         first, limit = loop.progress.iteration, schedule.time_limit
-        live = stack.enter_context(Live(title, schedule.iterations, first, time_limit=limit, quiet=quiet))
-        loop.mirror = None if mirror is None else stack.enter_context(mirror(live.say))
+        live = stack.enter_context(
+            Live(title, schedule.iterations, first, time_limit=limit, quiet=quiet or not first_rank)
+        )
+        loop.mirror = stack.enter_context(mirror(live.say)) if mirror is not None and first_rank else None
         try:
             loop.open(live.say, stack)
-            while not loop.ended and not stop:
+            while not (asked := _agreed(stop)) and not loop.ended:
                 live.update(loop.progress.iteration + 1, loop.iterate())
         except NumericError as error:
             raise loop.keep_replay(error) from error
-        if stop:
+        if asked:
             loop.save()
-            raise stopped_by(stop[0], loop.progress.iteration)
+            raise stopped_by(asked, loop.progress.iteration)
         return loop.rows()
+
+
+def _first_clock(seconds: float) -> float:
+    """What the first rank has measured."""
+    return float(parallel.from_first(torch.tensor(seconds, dtype=torch.float64)))
+
+
+def _agreed(stop: list[int]) -> int:
+    """The signal that asks some rank to stop, on all of them; 0 for none."""
+    return int(parallel.largest(torch.tensor(stop[0] if stop else 0)))
 
 
 class _Loop:
@@ -144,7 +159,8 @@ class _Loop:
         directory: Path | None,
         documents: Mapping[str, Any],
     ):
-        self.algorithm, self.schedule, self.directory, self.documents = algorithm, schedule, directory, documents
+        self.algorithm, self.schedule, self.documents = algorithm, schedule, documents
+        self.kept, self.directory = directory is not None, None if parallel.rank() else directory
         self.simulator = None if simulator is None else Watched(simulator)
         self.evaluation, self.judged = evaluation, None
         if evaluation is not None:
@@ -154,7 +170,7 @@ class _Loop:
         self.record: Record | None = None
         self.mirror: Mirror | None = None
         self._rows: list[dict[str, float]] = []
-        self._resumed = None if directory is None else checkpoint.load_last(directory)
+        self._resumed = None if directory is None else together.load_last(directory)
         if self._resumed is not None:
             self._restore(self._resumed)
 
@@ -186,6 +202,7 @@ class _Loop:
             self.record = stack.enter_context(Record(self.directory, after=after))
             timed = read_rows(self.directory / "timing.csv") if after else []
             self.progress.seconds = timed[-1].get("time/seconds", 0.0) if timed else 0.0
+        self.progress.seconds = _first_clock(self.progress.seconds)
         if after is None:
             self._append({})
             self.save()
@@ -199,7 +216,8 @@ class _Loop:
             watched.forget()
         began = time.perf_counter()
         metrics = self.algorithm.iterate(self.simulator)
-        elapsed = time.perf_counter() - began
+        elapsed = _first_clock(time.perf_counter() - began)
+        parallel.same_from_first(list(self.algorithm.policy.parameters()))
         self._check_finite()
         self.progress.iteration += 1
         self.progress.seconds += elapsed
@@ -230,13 +248,15 @@ class _Loop:
     def save(self) -> None:
         """Writes a checkpoint of now, if there is a folder and it does not hold one yet."""
         now = self.progress.iteration
-        if self.directory is None or (now and self.saved == now):
+        if not self.kept or (now and self.saved == now):
             return
+        self.saved = now  # what cannot be written ends the run
         state = {"algorithm": self.algorithm.state_dict(), "progress": self.progress.state_dict()}
+        if self.directory is None:
+            return  # the first rank has the folder; all gave their part of the state
         judged = self.progress.best > -np.inf
         best = judged and self.progress.best_iteration == now
         checkpoint.save(self.directory, now, state, best=best, documents=self.documents)
-        self.saved = now
 
     def keep_replay(self, error: NumericError) -> NumericError:
         """Writes the walks that led to `error` to the run folder, where they can be had; says so."""

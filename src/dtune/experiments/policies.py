@@ -7,6 +7,7 @@ from typing import Any
 
 import safetensors.torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from dtune.errors import ConfigError
 from dtune.experiments import checkpoint
@@ -52,6 +53,14 @@ def load_policy(path: str | Path) -> StoredPolicy:
     return _read(Path(path))[0]
 
 
+def assemble(kind: str, config: dict[str, Any], weights: dict[str, Tensor]) -> StoredPolicy:
+    """A policy of a kind in `KINDS`, from what its document says and its weights."""
+    make, shape = KINDS[kind]
+    policy = make(shape(**config))
+    policy.load_state_dict(weights)
+    return policy
+
+
 def read_about(path: str | Path) -> dict[str, Any]:
     """What a policy's document says beside its architecture: `dataset`, `return_to_go`, …"""
     return _read(Path(path))[1]
@@ -84,9 +93,7 @@ def _read(path: Path) -> tuple[StoredPolicy, dict[str, Any]]:
             raise ConfigError(
                 f"{directory}/{DOCUMENT} does not describe a {' or '.join(KINDS)}: nothing else is read here"
             )
-        make, shape = KINDS[kind]
-        policy = make(shape(**about.pop("config")))
-        policy.load_state_dict(safetensors.torch.load(files["policy.safetensors"]))
+        policy = assemble(kind, about.pop("config"), safetensors.torch.load(files["policy.safetensors"]))
     except ConfigError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

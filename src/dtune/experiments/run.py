@@ -1,13 +1,13 @@
 """Pretraining, finetuning and evaluating: presets and files on one side, the loop on the other."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dtune import parallel
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.algorithms.iql import IQL, IQLConfig, make_policy
 from dtune.algorithms.odt import ODT, ODTConfig
@@ -21,6 +21,7 @@ from dtune.envs.simulator import Simulator
 from dtune.envs.sources import source
 from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError
+from dtune.experiments import together
 from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.folder import locked, plain, settle_config, write_meta
 from dtune.experiments.loading import find, load_dataset
@@ -40,6 +41,8 @@ class Method:
     """What people call it."""
     make: Callable[..., Algorithm]
     """Of policy, config and generator."""
+    alone: bool = False
+    """Whether ranks would repeat all that it does, so that several are refused."""
     offline: bool = False
     """Whether it is given the offline dataset, too, as `dataset=`."""
     policy: Callable[[Any, int, int, torch.Generator], StoredPolicy] | None = None
@@ -52,7 +55,7 @@ ALGORITHMS: dict[type, Method] = {
     QGuidedConfig: Method(name="Q-guided GRPO-DT", make=QGuidedGRPO, offline=True),
     ODTConfig: Method(name="ODT", make=ODT, offline=True),
     ODTTD3Config: Method(name="ODT+TD3", make=ODTTD3, offline=True),
-    IQLConfig: Method(name="IQL", make=IQL, offline=True, policy=make_policy),
+    IQLConfig: Method(name="IQL", make=IQL, alone=True, offline=True, policy=make_policy),
     PretrainedConfig: Method(name="DT", make=Pretrained),
 }
 
@@ -98,7 +101,7 @@ def finetune(
     schedule = Schedule(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=evaluate_every)
     documents = describe(algorithm.policy, return_to_go=goal) if isinstance(algorithm.policy, StoredPolicy) else {}
     folder = None if directory is None else Path(directory)
-    with nullcontext() if folder is None else locked(folder):
+    with together.joined(folder):
         return train(
             algorithm,
             simulator,
@@ -137,6 +140,7 @@ def pretrain_preset(
         DataError: if there are no data, or data that do not fit the task.
         ConfigError: if the folder holds a run with other settings.
     """
+    together.refuse_many("pretraining", "run `dtune pretrain` without it first, and give all ranks --policy")
     torch.set_num_threads(config.network_threads)
     with locked(directory):
         info = task_info(config.dataset)
@@ -189,7 +193,9 @@ def finetune_preset(
     """
     torch.set_num_threads(config.network_threads)
     method = ALGORITHMS[type(config.algorithm)]
-    with locked(directory):
+    if method.alone:
+        together.refuse_many(method.name, "start it without, or choose a method whose walks can be shared")
+    with together.joined(directory, config):
         generator = torch.Generator().manual_seed(config.seed)
         network, start = _first_policy(method, config, policy, generator)
         offline = {}
@@ -213,8 +219,8 @@ def _first_policy(
         return method.policy(config.algorithm, info.observation_dim, info.action_dim, generator), None
     if path is None:
         raise ConfigError(f"{method.name} improves a pretrained policy: say where it is")
-    start = find_checkpoint(path)
-    network = load_policy(start)
+    start = path if parallel.rank() else find_checkpoint(path)
+    network = together.policy_at(start)
     sizes = (network.config.observation_dim, network.config.action_dim)
     if sizes != (info.observation_dim, info.action_dim):
         raise ConfigError(
@@ -244,23 +250,18 @@ def _train(
     evaluation = Evaluation(
         simulator=simulator, return_to_go=goal, episodes=config.evaluation_episodes, task=config.dataset
     )
-    begin_mirror = None if mirror is None else prepare(mirror, title, plain(config), directory)
-    settle_config(directory, config, may_change=MAY_CHANGE)  # after all else that can be refused
-    say = write_meta(directory, dataset=source)
-    if say:
-        print(say, flush=True)
+    begin_mirror = None
+    if not parallel.rank():
+        begin_mirror = None if mirror is None else prepare(mirror, title, plain(config), directory)
+        settle_config(directory, config, may_change=MAY_CHANGE)  # after all else that can be refused
+        if say := write_meta(directory, dataset=source):
+            print(say, flush=True)
     assert isinstance(algorithm.policy, StoredPolicy)
     documents = describe(algorithm.policy, dataset=config.dataset, return_to_go=goal, seed=config.seed)
     return train(
-        algorithm,
-        simulator,
-        schedule,
-        evaluation=evaluation,
-        directory=directory,
-        documents=documents,
-        title=title,
+        algorithm, simulator, schedule, evaluation=evaluation, directory=directory, documents=documents, title=title,
         mirror=begin_mirror,
-    )
+    )  # fmt: skip
 
 
 def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = None, threads: int = 1) -> dict[str, Any]:
