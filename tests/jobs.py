@@ -4,11 +4,10 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-
-sys.path[:0] = [str(Path(__file__).parent / "algorithms"), str(Path(__file__).parent)]
 
 import torch
 from learners import LEARNERS, grpo
@@ -16,6 +15,9 @@ from pointmass import PointMass
 
 import dtune
 from dtune import parallel
+from dtune.cli import main
+from dtune.errors import DataError
+from dtune.experiments import together
 from dtune.experiments.encoding import encode
 
 torch.set_num_threads(1)
@@ -67,7 +69,7 @@ class Slow(PointMass):
 
 
 def finetune(folder: str, iterations: int, seconds: float = 0.0, own: bool = False, **changes: Any) -> list[Any]:
-    """`dtune.finetune` with a run folder (of its own for each rank: nothing is shared but what is sent)."""
+    """`dtune.finetune` with a run folder, or one for each rank: then nothing is shared but what is sent."""
     directory = Path(folder) / os.environ["RANK"] if own else Path(folder)
     return dtune.finetune(
         make("grpo", changes), Slow(seconds), iterations=iterations, directory=directory, evaluate_every=2,
@@ -75,17 +77,22 @@ def finetune(folder: str, iterations: int, seconds: float = 0.0, own: bool = Fal
     )  # fmt: skip
 
 
-def command(arguments: list[str], folder: str, variables: dict[str, str] | None = None) -> Any:
-    """`dtune …`, in a folder that each rank has for itself; exit code."""
-    from dtune.cli import main
+def command(
+    arguments: list[str], folder: str, links: dict[str, dict[str, str]] | None = None, own: Sequence[str] = ()
+) -> Any:
+    """`dtune …`, in a folder that each rank has for itself; exit code.
 
-    os.environ.update(variables or {})
-    own = Path(folder) / os.environ["RANK"]
-    own.mkdir()
-    os.chdir(own)
+    `links` are put there by rank and name; `own` is the last argument of each rank.
+    """
+    rank = os.environ["RANK"]
+    place = Path(folder) / rank
+    place.mkdir()
+    os.chdir(place)
+    for name, target in (links or {}).get(rank, {}).items():
+        Path(name).symlink_to(target)
     try:
         with open("out", "w") as out, open("err", "w") as err, redirect_stdout(out), redirect_stderr(err):
-            main(arguments)
+            main([*arguments, *own[int(rank) : int(rank) + 1]])
     except SystemExit as end:
         return end.code
     return 0
@@ -138,8 +145,6 @@ def silence(seconds: float, variables: dict[str, str]) -> Any:
 
 def refused() -> Any:
     """The first rank cannot read what all need."""
-    from dtune.errors import DataError
-    from dtune.experiments import together
 
     def read() -> Any:
         raise DataError("the first rank's file is damaged")
@@ -149,4 +154,5 @@ def refused() -> Any:
 
 
 if __name__ == "__main__":  # started by torchrun
-    print(finetune(**json.loads(sys.argv[1])) and "finished")
+    many = os.environ["WORLD_SIZE"]
+    print(globals()[sys.argv[1]](**json.loads(sys.argv[2])) and f"finished, ranks={many}")

@@ -5,20 +5,39 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
+import jaxtyping
+import torch
+
+if __name__ == "__main__":  # shapes are checked on the ranks, too
+    tower = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+    jaxtyping.install_import_hook("dtune", tower)
+
+from dtune.errors import DtuneError
+from dtune.experiments import checkpoint
+from dtune.experiments.encoding import encode
+
 TESTS = Path(__file__).parent
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Of processes that import what this one imports: one thread each, and no dataset of the user's."""
+    path = os.pathsep.join([str(TESTS), str(TESTS / "algorithms"), *sys.path])
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"} | more
 
 
 class Ranks:
     """Runs jobs of `jobs.py` on several ranks, which are forked by a process that has imported everything."""
 
     def __init__(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-        self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        self._process = Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment(), text=True
         )
 
     def run(self, job: str, count: int, **arguments: Any) -> list[Any]:
@@ -35,6 +54,63 @@ class Ranks:
         self._process.stdout.close()
 
 
+def torchrun(*options: str, job: str = "finetune", before: Sequence[str] = (), **arguments: Any) -> Popen[str]:
+    """A job of `jobs.py`, by torchrun; `before` is what the command begins with."""
+    command = [
+        *before, sys.executable, "-m", "torch.distributed.run", *options, str(TESTS / "jobs.py"), job,
+        json.dumps(arguments),
+    ]  # fmt: skip
+    quick = environment(DTUNE_TIMEOUT="6")
+    return Popen(command, env=quick, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def workers(process: Popen[str]) -> dict[str, int]:
+    """Processes that torchrun has started, by rank."""
+    found = {}
+    for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+        told = Path(f"/proc/{child}/environ").read_text().split("\0")
+        found |= {line.removeprefix("RANK="): int(child) for line in told if line.startswith("RANK=")}
+    return found
+
+
+def iterations(run: Path) -> int:
+    """Recorded so far."""
+    path = run / "metrics.csv"
+    return path.read_bytes().count(b"\n") - 2 if path.exists() else -1
+
+
+def wait_for(process: Popen[str], run: Path, iteration: int, limit: float = 90.0) -> None:
+    began = time.monotonic()
+    while iterations(run) < iteration:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() - began < limit
+        time.sleep(0.01)
+
+
+def close(a: Any, b: Any, tolerance: float = 2e-4) -> bool:
+    """Whether numbers are the same to rounding."""
+    return torch.allclose(torch.tensor(a).double(), torch.tensor(b).double(), rtol=tolerance, atol=tolerance)
+
+
+def saved(run: Path) -> dict[str, torch.Tensor]:
+    """The last state of a run, without what says whose was what."""
+    state = encode(checkpoint.load(run / "checkpoints" / "last"))[1]
+    return {name: value for name, value in state.items() if not name.endswith("owners")}
+
+
+def check_alike(run: Path, expected: Path) -> None:
+    """Records and last states are the same to rounding."""
+    ours, theirs = saved(run), saved(expected)
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert close(ours[name].tolist(), value.tolist(), 1e-3), name
+    lines, rows = ((path / "metrics.csv").read_text().splitlines() for path in (run, expected))
+    assert lines[0] == rows[0]
+    for line, row in zip(lines[1:], rows[1:], strict=True):
+        for mine, other in zip(line.split(","), row.split(","), strict=True):
+            assert mine == other or close(float(mine), float(other), 1e-2)
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -49,7 +125,6 @@ def variables(rank: int, count: int, port: int) -> dict[str, str]:
 def fork(job: dict[str, Any], rank: int, port: int) -> tuple[int, int]:
     """A process that does the job as one rank; its id, and where to read what it gives."""
     import jobs
-    from dtune.errors import DtuneError
 
     reader, writer = os.pipe()
     child = os.fork()
@@ -57,6 +132,7 @@ def fork(job: dict[str, Any], rank: int, port: int) -> tuple[int, int]:
         os.close(writer)
         return child, reader
     os.close(reader)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # ours is for what jobs give
     try:
         os.environ.update(variables(rank, job["count"], port))
         told = getattr(jobs, job["job"])(**job["arguments"])
@@ -83,9 +159,7 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    import jaxtyping
+    import jobs
 
-    with jaxtyping.install_import_hook("dtune", "beartype.beartype"):
-        import jobs
     jobs.learn("grpo", 1)  # what torch imports late is imported, too
     serve()

@@ -1,21 +1,15 @@
-"""One run over several ranks is the run of one: the same walks, the same results to rounding, whatever happens to them."""
+"""One run over several ranks is the run of one: the same walks, results to rounding, whatever happens to them."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pointmass import PointMass
-from ranks import TESTS, Ranks
-from tiny import GRPO, IQL, outcome
+from ranks import Ranks, check_alike, close, iterations, torchrun, wait_for, workers
+from tiny import GRPO, IQL, PRETRAIN, outcome
 
 from dtune import parallel
 from dtune.errors import ConfigError
@@ -96,10 +90,6 @@ def test_what_the_first_rank_cannot_read_ends_all(ranks):
 # ---- the same run
 
 
-def close(a: Any, b: Any, tolerance: float = 2e-4) -> bool:
-    return torch.allclose(torch.tensor(a).double(), torch.tensor(b).double(), rtol=tolerance, atol=tolerance)
-
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {"name": "grpo"},
     "context": {"name": "grpo", "context": 3, "reset_context": "parent", "lookahead_noise": 0.5, "mirrored": True},
@@ -141,3 +131,97 @@ def test_each_keeps_its_share_of_memory_and_walks_its_share(ranks):
     assert max(part["held"] for part in told) < 0.3 * alone["held"]
     assert sum(part["stepped"] for part in told) == alone["stepped"]
     assert max(part["stepped"] for part in told) < 0.4 * alone["stepped"]
+
+
+# ---- the run folder
+
+
+def test_a_run_goes_on_with_any_number_of_ranks_and_no_folder_in_common(ranks, tmp_path):
+    (tmp_path / "many").mkdir()
+    ranks.run("finetune", 1, folder=str(tmp_path / "one"), iterations=6)
+    for until, count in ((2, 2), (4, 1), (6, 4)):
+        ranks.run("finetune", count, folder=str(tmp_path / "many"), iterations=until, own=True)
+    assert [path.name for path in (tmp_path / "many").iterdir()] == ["0"]
+    check_alike(tmp_path / "many" / "0", tmp_path / "one")
+
+
+def test_as_many_ranks_go_on_to_the_last_bit(ranks, tmp_path):
+    for folder, pieces in (("whole", (6,)), ("pieces", (2, 4, 6))):
+        for until in pieces:
+            ranks.run("finetune", 2, folder=str(tmp_path / folder), iterations=until)
+    assert outcome(tmp_path / "whole") == outcome(tmp_path / "pieces")
+
+
+def test_a_world_of_one_is_no_world(ranks, tmp_path):
+    ranks.run("finetune", 1, folder=str(tmp_path), iterations=2)
+    assert not [name for name in encode(checkpoint.load(tmp_path / "checkpoints" / "last"))[1] if "owners" in name]
+
+
+def test_a_killed_rank_comes_back_and_nobody_can_tell(ranks, tmp_path):
+    ranks.run("finetune", 2, folder=str(tmp_path / "whole"), iterations=8)
+    two = ("--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    process = torchrun(*two, folder=str(tmp_path / "killed"), iterations=8, seconds=0.02)
+    wait_for(process, tmp_path / "killed", 3)
+    os.kill(workers(process)["0"], signal.SIGKILL)  # the one that writes
+    out, err = process.communicate(timeout=90)
+    assert process.returncode == 0, err
+    assert out.count("finished") == 2
+    assert out.count("continuing after iteration") == 1
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_asked_to_stop_all_stop_after_the_same_iteration(ranks, tmp_path):
+    ranks.run("finetune", 2, folder=str(tmp_path / "whole"), iterations=8)
+    two = ("--standalone", "--nproc-per-node", "2")
+    process = torchrun(*two, folder=str(tmp_path / "stopped"), iterations=8, seconds=0.02)
+    wait_for(process, tmp_path / "stopped", 2)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode
+    done = iterations(tmp_path / "stopped")
+    assert err.count(f"stopped by SIGTERM after iteration {done}: saved") == 2
+    assert checkpoint.load_last(tmp_path / "stopped").iteration == done
+    ranks.run("finetune", 2, folder=str(tmp_path / "stopped"), iterations=8)
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
+
+
+# ---- commands
+
+
+def told(folder: Path, rank: int) -> str:
+    return (folder / str(rank) / "err").read_text()
+
+
+def test_the_command_reads_writes_and_speaks_on_the_first_rank(ranks, pretrained, tmp_path):
+    """The other ranks see neither the policy nor the run folder."""
+    policy = tmp_path / "0" / "policy"
+    arguments = [*GRPO, "--policy", "policy", "--out", "run"]
+    codes = ranks.run("command", 2, arguments=arguments, folder=str(tmp_path), links={"0": {"policy": str(pretrained)}})
+    assert codes == [0, 0], told(tmp_path, 0) + told(tmp_path, 1)
+    assert sorted(path.name for path in (tmp_path / "1").iterdir()) == ["err", "out"]
+    assert "before" in (tmp_path / "0" / "out").read_text()
+    assert policy.exists()
+    assert [(tmp_path / "1" / name).read_text() for name in ("out", "err")] == ["", ""]
+    assert {"config.json", "meta.json", "metrics.csv"} <= {path.name for path in (tmp_path / "0" / "run").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (PRETRAIN, "pretraining is done by one process, and torchrun has started 2: run `dtune pretrain` without"),
+        (IQL, "IQL is done by one process, and torchrun has started 2: start it without"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(ranks, pretrained, tmp_path, arguments, said):
+    data = ["--data", str(next((pretrained.parent / "data").iterdir()))]
+    codes = ranks.run("command", 2, arguments=[*arguments, *data, "--out", "run"], folder=str(tmp_path))
+    assert codes == [2, 2]
+    assert said in told(tmp_path, 0)
+
+
+def test_ranks_with_other_settings_are_refused(ranks, pretrained, tmp_path):
+    arguments = [*GRPO, "--policy", str(pretrained), "--out", "run", "--seed"]
+    codes = ranks.run("command", 2, arguments=arguments, folder=str(tmp_path), own=["0", "1"])
+    assert codes == [1, 2]
+    assert "rank 1 of 2 was started with other settings than rank 0" in told(tmp_path, 1)
+    assert "has lost the others" in told(tmp_path, 0)

@@ -10,6 +10,7 @@ tensors travel, objects never: nothing that arrives can run.
 import math
 import os
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,11 +65,38 @@ def begun() -> Iterator[None]:
         return
     with _together("begin"):
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=_timeout()))
+        limit = timedelta(seconds=_timeout())
+        store, me, many = next(dist.rendezvous("env://", timeout=limit))
+        store = dist.PrefixStore(_meet(store, me, many), store)
+        dist.init_process_group(backend, store=store, rank=me, world_size=many, timeout=limit)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _meet(store: dist.Store, me: int, many: int) -> str:
+    """A name that rank 0 gives to this meeting, and all present have.
+
+    torchrun keeps its store when it starts ranks again, and in it the addresses of those that died. So each rank asks
+    with a number that nobody had before, and rank 0 answers whatever is asked until all of its present ones are there.
+    """
+    if me:
+        asked = os.urandom(8).hex()
+        store.set(f"dtune/asked/{me}", asked)
+        name = store.get(f"dtune/answer/{asked}").decode()
+        store.set(f"dtune/{name}/{me}", "here")
+        return name
+    name, missing, began = os.urandom(8).hex(), set(range(1, many)), time.monotonic()
+    while missing:
+        for other in missing:
+            if store.check([f"dtune/asked/{other}"]):
+                store.set(f"dtune/answer/{store.get(f'dtune/asked/{other}').decode()}", name)
+        missing = {other for other in missing if not store.check([f"dtune/{name}/{other}"])}
+        if time.monotonic() - began > _timeout():
+            raise RuntimeError(f"ranks {sorted(missing)} have not come")
+        time.sleep(0.01)
+    return name
 
 
 def _timeout() -> float:
