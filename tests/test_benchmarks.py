@@ -1,7 +1,9 @@
 """Benchmarks are scripts outside the library: that they still run, and compare like with like."""
 
+import argparse
 import csv
 import importlib.util
+import math
 import sys
 from pathlib import Path
 
@@ -113,3 +115,58 @@ def test_the_naive_loop_goes_where_ours_goes(speed):
         np.testing.assert_allclose(outcome.rewards.numpy(), rewards, atol=1e-3)
     assert ours.shape == observations.shape
     assert not outcome.terminated.any()
+
+
+# ---- scaling.py
+
+
+@pytest.fixture
+def scaling(monkeypatch, one_thread):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    names = ("scaling", "acting", "naive", "worlds")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    yield importlib.import_module("scaling")
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def modelled(scaling, found, latency: float, bandwidth: float) -> dict[tuple[str, int], dict[str, object]]:
+    options = argparse.Namespace(latency=latency, bandwidth=bandwidth)
+    account = {"steps": 8, "parameters": 1_000_000, "episode": 300_000}
+    return {(line["part"], line["machines"]): line for line in scaling.model(found, account, options)}
+
+
+def test_what_costs_nothing_to_say_is_shared_for_nothing(scaling):
+    """Without a network's cost: all that can be shared is; the one episode is Amdahl's part."""
+    found = {n: {"episodes": 0.0, "points": 0.0, "groups": 64.0 / n, "updates": 8.0 / n} for n in (1, 4, 16, 64)}
+    lines = modelled(scaling, found, 0.0, math.inf)
+    assert {line["efficiency"] for (kind, n), line in lines.items() if kind == "weak" or n <= 32} == {"1.000"}
+    assert float(lines["strong", 512]["efficiency"]) == pytest.approx(64 / 512)  # there are 64 groups
+    for parts in found.values():
+        parts["episodes"] = 8.0
+    lines = modelled(scaling, found, 0.0, math.inf)
+    assert float(lines["strong", 8]["seconds"]) == pytest.approx(8 + 72 / 8)
+    assert lines["strong", 8]["note"].startswith("first: episodes")
+
+
+def test_a_slow_network_is_named(scaling):
+    found = {1: {"episodes": 0.1, "points": 0.1, "groups": 1.0, "updates": 1.0}}
+    lines = modelled(scaling, found, 0.0, 1e6)
+    assert float(lines["weak", 2]["seconds"]) == pytest.approx(2.2 + 8 * 4 + 0.6, rel=1e-3)  # 4 MB a step, at 1 MB/s
+    assert lines["weak", 2]["note"].startswith("first: gradients")
+    assert modelled(scaling, found, 0.1, math.inf)["weak", 512]["note"].startswith("first: other collectives")
+
+
+@pytest.mark.slow
+def test_two_processes_are_measured_and_their_bytes_counted(scaling, monkeypatch, tmp_path):
+    out = tmp_path / "scaling.csv"
+    monkeypatch.setattr(sys, "argv", ["scaling.py", "--quick", "--rounds", "1", "--iterations", "2", "--out", str(out)])
+    scaling.main()
+    with out.open() as file:
+        table = list(csv.DictReader(file))
+    assert {line["kind"] for line in table} == {"measured", "share", "model"}
+    assert all(float(line["seconds"]) > 0 for line in table)
+    (whole,) = (line for line in table if line["kind"] == "measured" and line["part"] == "iteration")
+    gradients = float(whole["note"].split(";")[-1].split()[0])
+    assert gradients <= float(whole["sent_mb"]) <= 1.2 * gradients

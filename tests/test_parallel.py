@@ -41,6 +41,14 @@ def test_collectives(ranks):
     assert first["largest"] == [2.0, 0.0]
     assert (first["bytes"], first["empty"]) == ("000000", "")
     assert first["same"] == [False, True, [1.0, 2.0]]
+    sent = [other.pop("traffic") for other in told]
+    assert [each["gather"] for each in sent] == [
+        2 * 49,
+        2 * 49 + 12,
+        2 * 49,
+    ]  # the one that has three numbers sends them
+    assert [each.get("broadcast", 0) for each in sent] == [2 * 8 + 3 + 8, 0, 0]
+    assert {each["sum"] for each in sent} == {4 * (6 + 3 + 2)}
     for other in told:
         assert other == first
 
@@ -62,6 +70,7 @@ def test_alone_nothing_is_sent_and_nothing_changes():
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "two"), ("WORLD_SIZE", "0")])
 def test_what_torchrun_would_not_say_is_refused(monkeypatch, name, value):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=f"{name}.*{value}"), parallel.begun():
         pass
@@ -69,6 +78,7 @@ def test_what_torchrun_would_not_say_is_refused(monkeypatch, name, value):
 
 @pytest.mark.parametrize("value", ["soon", "-1", "nan"])
 def test_a_timeout_is_a_number_of_seconds(monkeypatch, value):
+    monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("DTUNE_TIMEOUT", value)
     with pytest.raises(ConfigError, match="DTUNE_TIMEOUT"), parallel.begun():

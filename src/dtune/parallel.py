@@ -45,7 +45,7 @@ def rank() -> int:
 
 def asked_for() -> int:
     """How many processes torchrun, or whoever sets its variables, has started."""
-    text = os.environ.get("WORLD_SIZE", "1")
+    text = os.environ.get("WORLD_SIZE", "1") if "RANK" in os.environ else "1"
     if not text.isdecimal() or not int(text):
         raise ConfigError(f"$WORLD_SIZE counts processes, got {text!r}: start them by torchrun, or unset it")
     return int(text)
@@ -176,7 +176,7 @@ def from_first(values: Tensor) -> Tensor:
     if ranks() == 1:
         return values
     result = values.detach().clone()
-    with _together("broadcast", result):
+    with _together("broadcast", None if rank() else result):
         dist.broadcast(result, 0)
     return result
 
@@ -212,15 +212,27 @@ def gather_rows(rows: Mapping[str, Tensor], counts: Sequence[int]) -> dict[str, 
     ]
     own = torch.zeros(max(counts), sum(part.shape[1] for part in flat), dtype=torch.uint8)
     own[: counts[rank()]] = torch.cat(flat, 1)
-    everyone = [torch.empty_like(own) for _ in counts]
-    with _together("gather", own):
-        dist.all_gather(everyone, own)
+    everyone = _gather(own, [of for of, count in enumerate(counts) if count])
     joined = torch.cat([part[:count] for part, count in zip(everyone, counts, strict=True)])
     columns = joined.split([part.shape[1] for part in flat], 1)
     return {
         name: column.flatten().clone().view(rows[name].dtype).view(len(joined), *shapes[name])
         for (name, column) in zip(rows, columns, strict=True)
     }
+
+
+def _gather(own: Tensor, holders: list[int]) -> list[Tensor]:
+    """What each rank has; where few have anything, only they send."""
+    many = 2 * len(holders) > ranks()
+    everyone = [torch.zeros_like(own) for _ in range(ranks())]
+    with _together("gather", own if many or rank() in holders else None):
+        if many:
+            dist.all_gather(everyone, own)
+            return everyone
+        everyone[rank()] = own
+        for of in holders:
+            dist.broadcast(everyone[of], of)
+    return everyone
 
 
 def sum_gradients(parameters: Sequence[Tensor], told: Tensor) -> Tensor:
