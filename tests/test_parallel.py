@@ -101,7 +101,7 @@ def test_what_the_first_rank_cannot_read_ends_all(ranks):
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {"name": "grpo"},
+    "plain": {"name": "grpo", "subtrajectory_capacity": 64},  # the oldest have to leave
     "context": {"name": "grpo", "context": 3, "reset_context": "parent", "lookahead_noise": 0.5, "mirrored": True},
     "starts": {"name": "grpo", "shared_start": False, "relabel": True, "update": {"ratio": "token"}},
     "idle": {"name": "grpo", "reset_trajectories": 1, "episodes_per_iteration": 1, "batch_size": 3},
@@ -135,8 +135,8 @@ def test_ranks_walk_the_same_and_learn_the_same(ranks, variant):
 
 
 def test_each_keeps_its_share_of_memory_and_walks_its_share(ranks):
-    (alone,) = ranks.run("learn", 1, name="grpo", iterations=3)
-    told = ranks.run("learn", 4, name="grpo", iterations=3)
+    (alone,) = ranks.run("learn", 1, name="grpo", iterations=3, subtrajectory_capacity=64)
+    told = ranks.run("learn", 4, name="grpo", iterations=3, subtrajectory_capacity=64)
     assert sum(part["held"] for part in told) == alone["held"]
     assert max(part["held"] for part in told) < 0.3 * alone["held"]
     assert sum(part["stepped"] for part in told) == alone["stepped"]

@@ -76,6 +76,18 @@ def test_where_none_broke_the_present_walks_are_told():
     assert Watched(PointMass()).walks() == []  # before anything was begun
 
 
+def test_walks_that_another_process_walks_are_not_told():
+    simulator = Watched(PointMass())
+    simulator.reset(4, seeded())
+    simulator.keep(torch.tensor([2, 3]))
+    simulator.step(draw(1, 2)[0])
+    walks = simulator.walks()
+    alone = PointMass()
+    alone.reset(4, seeded())
+    np.testing.assert_array_equal([walk.snapshot for walk in walks], alone.snapshot()[2:])
+    assert [walk.actions.shape for walk in walks] == [(1, 2)] * 2
+
+
 def test_only_some_of_many_are_kept_until_they_are_forgotten():
     simulator = Watched(PointMass(faults=dict.fromkeys(range(50), 2)))
     simulator.reset(60, seeded())

@@ -1,6 +1,7 @@
 """A simulator that remembers how its walks came about, so that those that broke can be walked again."""
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import final
 
 import numpy as np
@@ -100,14 +101,15 @@ class Watched:
         return len(self._broken)
 
     def walks(self) -> list[Walk]:
-        """The walks that broke since `forget` or, where none did, the first of the present batch.
+        """The walks that broke since `forget` or, where none did, the first of the present batch that were walked here.
 
         Starts are looked up in the simulator itself: its rows are no longer those of before.
 
         Raises:
             SimulatorError: if the simulator cannot be gone back in: then a walk's start cannot be kept.
         """
-        traces = self._broken or [self._trace(row) for row in range(min(self._start.count, KEPT))]
+        present = (self._trace(row) for row in range(self._start.count))
+        traces = self._broken or list(islice((trace for trace in present if len(trace.actions)), KEPT))
         snapshots: dict[int, Float64[np.ndarray, "envs snapshot"]] = {}
         for trace in traces:
             if id(trace.start) not in snapshots:
