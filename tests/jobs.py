@@ -155,4 +155,4 @@ def refused() -> Any:
 
 if __name__ == "__main__":  # started by torchrun
     many = os.environ["WORLD_SIZE"]
-    print(globals()[sys.argv[1]](**json.loads(sys.argv[2])) and f"finished, ranks={many}")
+    print(finetune(**json.loads(sys.argv[1])) and f"finished, ranks={many}")

@@ -54,14 +54,14 @@ class Ranks:
         self._process.stdout.close()
 
 
-def torchrun(*options: str, job: str = "finetune", before: Sequence[str] = (), **arguments: Any) -> Popen[str]:
-    """A job of `jobs.py`, by torchrun; `before` is what the command begins with."""
+def torchrun(*options: str, before: Sequence[str] = (), timeout: int = 60, **arguments: Any) -> Popen[str]:
+    """The job `finetune`, by torchrun; `before` is what the command begins with."""
     command = [
-        *before, sys.executable, "-m", "torch.distributed.run", *options, str(TESTS / "jobs.py"), job,
+        *before, sys.executable, "-m", "torch.distributed.run", *options, str(TESTS / "jobs.py"),
         json.dumps(arguments),
     ]  # fmt: skip
-    quick = environment(DTUNE_TIMEOUT="6")
-    return Popen(command, env=quick, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    variables = environment(DTUNE_TIMEOUT=str(timeout))
+    return Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def workers(process: Popen[str]) -> dict[str, int]:

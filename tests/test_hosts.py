@@ -61,6 +61,7 @@ def test_a_host_is_cut_off_and_the_others_go_on(tmp_path):
                 "--nnodes", "3:4", "--nproc-per-node", "1", "--max-restarts", "3", "--rdzv-backend", "c10d",
                 "--rdzv-id", MARK, "--rdzv-endpoint", "10.77.0.1:29400", "--local-addr", f"10.77.0.{number}",
                 "--rdzv-conf", f"{RENDEZVOUS},is_host={int(number == 1)}",
+                timeout=10,  # of a cut that nobody tells of
                 before=["ip", "netns", "exec", name, "env", "GLOO_SOCKET_IFNAME=eth0"],
                 folder=str(tmp_path / name), iterations=10, seconds=0.1,
             )

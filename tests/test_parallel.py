@@ -86,7 +86,7 @@ def test_a_timeout_is_a_number_of_seconds(monkeypatch, value):
 
 
 def test_a_rank_that_does_not_answer_ends_the_group_with_a_sentence(ranks, monkeypatch):
-    told = ranks.run("silence", 2, seconds=4, variables={"DTUNE_TIMEOUT": "1"})
+    told = ranks.run("silence", 2, seconds=7, variables={"DTUNE_TIMEOUT": "3"})
     assert told[0].startswith("ParallelError: rank 0 of 2 has lost the others (sum: Timed out")
     assert "--max-restarts, goes on from the last checkpoint" in told[0]
 
