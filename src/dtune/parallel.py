@@ -247,13 +247,14 @@ def sum_gradients(parameters: Sequence[Tensor], told: Tensor) -> Tensor:
     """
     if ranks() == 1:
         return told.detach()
-    there = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=told.device)
+    device = parameters[0].device
+    there = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=device)
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    parts = [grad.flatten() for grad in grads] + [there, told.detach()]
+    parts = [grad.flatten() for grad in grads] + [there, told.detach().to(device)]
     summed = total(torch.cat(parts)).split([len(part) for part in parts])
     for parameter, value, present in zip(parameters, summed, summed[-2].tolist(), strict=False):
         parameter.grad = value.view_as(parameter) if present else None
-    return summed[-1]
+    return summed[-1].to(told.device)
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.bellman import advantage_weights, expectile_loss, soft_update, td_target, twin_loss
 from dtune.models.critics import TwinCritic, ValueNetwork, initialise_linear
+from dtune.models.device import device_of
 from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig, explore, log_likelihood
 
 RewardScaling = Literal["both", "offline", "none"]
@@ -125,6 +126,7 @@ class IQL:
         self.critic = TwinCritic(*sizes, width=config.width)
         for network in (self.value, self.critic):
             initialise_linear(network, self.generator)
+            network.to(device_of(policy))
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.optimizers = {
             name: torch.optim.Adam(getattr(self, name).parameters(), lr=config.learning_rate, foreach=True)

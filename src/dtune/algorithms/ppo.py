@@ -20,6 +20,7 @@ from dtune.errors import ConfigError, NumericError
 from dtune.functional.advantages import generalized_advantages, returns_to_go
 from dtune.functional.objectives import value_loss
 from dtune.models.critics import ValueNetwork, initialise_linear
+from dtune.models.device import device_of
 from dtune.models.policy import TrainablePolicy
 
 
@@ -122,6 +123,7 @@ class PPO:
             observation_dim, width=config.value_width, layer_norm=config.value_layer_norm, scale=config.value_scale
         )
         initialise_linear(value, self.generator)
+        value.to(device_of(self.policy))
         self.value_optimizer = torch.optim.AdamW(value.parameters(), lr=config.value_learning_rate, foreach=True)
         return value
 

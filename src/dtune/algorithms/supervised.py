@@ -22,6 +22,7 @@ from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.bellman import expectile_loss
 from dtune.functional.objectives import masked_mean
+from dtune.models.device import device_of
 from dtune.models.policy import ReturnPredictor, TrainablePolicy
 
 
@@ -162,11 +163,15 @@ class SupervisedUpdate:
 
 @contextmanager
 def training(policy: TrainablePolicy, generator: torch.Generator) -> Iterator[None]:
-    """Dropout on, drawn from `generator`; off again afterwards. The global generator is left as it was."""
+    """Dropout on, drawn from `generator`; off again afterwards. The global generators are left as they were."""
     policy.train()
+    gpus = [device.index for device in [device_of(policy)] if device.type == "cuda"]
     try:
-        with torch.random.fork_rng(devices=[]):  # dropout knows only the global generator: seed it from ours
-            torch.random.default_generator.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        with torch.random.fork_rng(devices=gpus):  # dropout knows only global generators: seed them from ours
+            seed = int(torch.randint(2**62, (), generator=generator))
+            torch.random.default_generator.manual_seed(seed)
+            if gpus:
+                torch.cuda.manual_seed_all(seed)
             yield
     finally:
         policy.eval()

@@ -19,6 +19,7 @@ from dtune.errors import ConfigError, NumericError
 from dtune.functional.bellman import smoothed_actions, soft_update, td_target, twin_loss
 from dtune.functional.objectives import masked_mean
 from dtune.models.critics import TwinCritic, initialise_linear
+from dtune.models.device import device_of
 from dtune.models.policy import TrainablePolicy
 
 
@@ -77,6 +78,7 @@ class TD3Critic:
         self.network = TwinCritic(observation_dim, policy.action_dim, width=config.width, layer_norm=config.layer_norm)
         initialise_linear(self.network, generator)
         self.network.set_statistics(*dataset.observation_statistics())
+        self.network.to(device_of(policy))
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
         )

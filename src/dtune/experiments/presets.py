@@ -60,6 +60,8 @@ class PretrainConfig:
     """CPU threads for the physics. Results do not depend on it."""
     network_threads: int = 1
     """CPU threads for the network. Small networks are slower with more than one."""
+    device: str = "cpu"
+    """Where the networks are: `cpu`, or a GPU, `cuda` or `cuda:1`. The physics and all else stay on the CPU."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "random_episodes", "evaluation_episodes", "threads", "network_threads")
@@ -91,6 +93,8 @@ class FinetuneConfig:
     """CPU threads for the physics. Results do not depend on it."""
     network_threads: int = 1
     """CPU threads for the network. Small networks are slower with more than one."""
+    device: str = "cpu"
+    """Where the networks are: `cpu`, or a GPU, `cuda` or `cuda:1`. The physics and all else stay on the CPU."""
 
     def __post_init__(self) -> None:
         names = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "threads", "network_threads")

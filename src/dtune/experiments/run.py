@@ -30,6 +30,7 @@ from dtune.experiments.mirrors import prepare
 from dtune.experiments.policies import KINDS, StoredPolicy, describe, find_checkpoint, load_policy, read_about
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
 from dtune.models.decision_transformer import DecisionTransformer
+from dtune.models.device import choose_device
 from dtune.models.reinformer import Reinformer
 
 
@@ -147,7 +148,7 @@ def pretrain_preset(
         path = data or data_file(config)
         dataset = _offline_data(config.dataset, path)
         generator = torch.Generator().manual_seed(config.seed)
-        policy = _make_policy(config, info, generator)
+        policy = _make_policy(config, info, generator).to(choose_device(config.device))
         policy.set_statistics(*dataset.observation_statistics())
         algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
         return _train(config, algorithm, directory, path, f"pretrain {config.dataset}", mirror)
@@ -198,6 +199,7 @@ def finetune_preset(
     with together.joined(directory, config):
         generator = torch.Generator().manual_seed(config.seed)
         network, start = _first_policy(method, config, policy, generator)
+        network.to(choose_device(config.device))
         offline = {}
         if method.offline:
             if data is None:

@@ -23,6 +23,7 @@ from torch.nn.functional import embedding_bag
 
 from dtune.data.steps import Steps
 from dtune.models.decision_transformer import LOG_STD_MAX, LOG_STD_MIN, Block, DecisionTransformer
+from dtune.models.device import CPU, to_cpu
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import Actor
 from dtune.models.products import Activation, linear, packed
@@ -88,7 +89,7 @@ def _by_table(policy: DecisionTransformer, dtype: torch.dtype) -> Actor:
 
 def _autocast(policy: DecisionTransformer, dtype: torch.dtype) -> Actor:
     def act(window: Steps) -> TanhNormal:
-        with torch.autocast("cpu", dtype):
+        with torch.autocast(policy.observation_mean.device.type, dtype):
             answer = policy.last(window)
         return TanhNormal(answer.mean.float(), answer.std.float())
 
@@ -110,7 +111,8 @@ def _probes(policy: DecisionTransformer) -> Steps:
     actions, scalar = normal(policy.action_dim), normal()
     angles = torch.linspace(-1.5, 1.5, PROBES)[:, None].expand(PROBES, time)
     return Steps(
-        observations=policy.observation_mean + policy.observation_std * normal(len(policy.observation_mean)),
+        observations=policy.observation_mean.to(CPU)
+        + policy.observation_std.to(CPU) * normal(len(policy.observation_mean)),
         raw_actions=actions,
         actions=actions.tanh(),
         rewards=scalar,
@@ -137,7 +139,7 @@ class Angle:
         """That of the network's return token."""
         scale = policy.config.return_scale
         embed = policy.embed_return
-        slope, bias = embed.weight.detach()[:, 0].double(), embed.bias.detach().double()
+        slope, bias = embed.weight.detach()[:, 0].double().to(CPU), embed.bias.detach().double().to(CPU)
         slope, bias = slope - slope.mean(), bias - bias.mean()
         along = (slope @ bias) / (slope @ slope)
         across = bias - along * slope
@@ -162,8 +164,9 @@ class ReturnTable:
         self.table = return_tokens(policy, self.angle.inverse(angles))
         nodes = torch.arange(4).double() - 1.5
         powers = torch.stack([nodes**power for power in range(4)])
-        self.weights = torch.linalg.inv(powers).T.float()  # powers of x -> weight of each node
-        self.powers, self.ahead = torch.arange(4.0), torch.arange(4)
+        device = self.table.device
+        self.weights = torch.linalg.inv(powers).T.float().to(device)  # powers of x -> weight of each node
+        self.powers, self.ahead = torch.arange(4.0, device=device), torch.arange(4, device=device)
 
     def __call__(self, returns: Float[Tensor, "rows"]) -> Float[Tensor, "rows all_keys_and_values"]:
         """Row i is entered between its points 1 and 2 of four, at x in [-½, ½]; at the ends, beside them."""
@@ -179,6 +182,7 @@ def return_tokens(
     policy: DecisionTransformer, returns: Float[Tensor, "rows"]
 ) -> Float[Tensor, "rows all_keys_and_values"]:
     """Keys and values of return tokens that see themselves alone."""
+    returns = returns.to(policy.observation_mean.device)
     x = policy.norm_embedding(policy.embed_return(returns[:, None] * policy.config.return_scale))
     width, found = x.shape[1], []
     for block in policy.blocks:
@@ -211,15 +215,16 @@ class StateToken:
 
     def __call__(self, window: Steps) -> TanhNormal:
         """π at the last step."""
-        policy = self.policy
-        keys = self.returns(window.returns_to_go[:, -1])
-        seen = (window.observations[:, -1] - policy.observation_mean) / policy.observation_std
+        policy, device = self.policy, self.policy.observation_mean.device
+        keys = self.returns(window.returns_to_go[:, -1].to(device))
+        seen = (window.observations[:, -1].to(device) - policy.observation_mean) / policy.observation_std
         x = self.norm_embedding(self.embed(seen))
         for block, known in zip(self.layers, keys.chunk(len(self.layers), 1), strict=True):
             x = block(x, known)
         mean, spread = self.heads(self.norm_final(x)).chunk(2, 1)
         half = 0.5 * (LOG_STD_MAX - LOG_STD_MIN)
-        return TanhNormal(mean.contiguous(), spread.tanh().mul_(half).add_(LOG_STD_MIN + half).exp_())
+        spread = spread.tanh().mul_(half).add_(LOG_STD_MIN + half).exp_()
+        return to_cpu(TanhNormal(mean.contiguous(), spread))
 
 
 class _StateBlock:
@@ -227,7 +232,7 @@ class _StateBlock:
 
     def __init__(self, block: Block, activation: Activation, dtype: torch.dtype):
         width = block.project.in_features
-        scale = torch.ones(3 * width)
+        scale = torch.ones(3 * width, device=block.qkv.weight.device)
         scale[:width] = 0.5 * (width / block.heads) ** -0.5
         self.width, self.heads = width, block.heads
         self.norm_attention, self.norm_mlp = _fixed(block.norm_attention), _fixed(block.norm_mlp)

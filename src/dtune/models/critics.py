@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dtune.models.device import CPU
+
 
 class ValueNetwork(nn.Module):
     """V(s), the return expected from an observation, in environment reward units (Table 5: SiLU, two hidden layers).
@@ -45,7 +47,8 @@ class ValueNetwork(nn.Module):
 
     def forward(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch"]:
         """V(s) of each observation."""
-        return self.scale * self.net((observations - self.observation_mean) / self.observation_std).squeeze(-1)
+        seen = (observations.to(self.observation_mean.device) - self.observation_mean) / self.observation_std
+        return (self.scale * self.net(seen).squeeze(-1)).to(CPU)
 
 
 class TwinCritic(nn.Module):
@@ -80,8 +83,10 @@ class TwinCritic(nn.Module):
         self, observations: Float[Tensor, "*batch obs"], actions: Float[Tensor, "*batch action"]
     ) -> Float[Tensor, "2 *batch"]:
         """Both values of each pair; actions are the squashed ones, in [-1, 1]."""
-        inputs = torch.cat(((observations - self.observation_mean) / self.observation_std, actions), -1)
-        return torch.stack([net(inputs).squeeze(-1) for net in self.nets])
+        device = self.observation_mean.device
+        seen = (observations.to(device) - self.observation_mean) / self.observation_std
+        inputs = torch.cat((seen, actions.to(device)), -1)
+        return torch.stack([net(inputs).squeeze(-1) for net in self.nets]).to(CPU)
 
 
 def _perceptron(inputs: int, width: int, layers: int, activation: type[nn.Module], *, layer_norm: bool) -> nn.Module:

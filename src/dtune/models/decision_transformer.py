@@ -15,6 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from dtune.checks import at_least
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
+from dtune.models.device import to_cpu, to_device
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import Actor
 from dtune.models.products import ACTIVATIONS, Activation, linear
@@ -183,6 +184,7 @@ class DecisionTransformer(nn.Module):
 
     def _distributions(self, context: Steps, asking: slice) -> TanhNormal:
         """At the state tokens that are `asking` behind the last block."""
+        context = to_device(context, self.observation_mean.device)
         x = self.drop(self.norm_embedding(self._embed(context)))
         visible = None if context.mask.shape[1] == 1 else self._visible(context.mask)
         for block in self.blocks:
@@ -190,7 +192,7 @@ class DecisionTransformer(nn.Module):
         states = self.norm_final(x)
         log_std = self.head_log_std(states).tanh()  # squashed into [LOG_STD_MIN, LOG_STD_MAX]
         log_std = LOG_STD_MIN + 0.5 * (LOG_STD_MAX - LOG_STD_MIN) * (log_std + 1)
-        return TanhNormal(self.head_mean(states), log_std.exp())
+        return to_cpu(TanhNormal(self.head_mean(states), log_std.exp()))
 
     def _embed(self, context: Steps) -> Float[Tensor, "batch tokens width"]:
         """Tokens g₀ s₀ a₀ g₁ s₁ a₁ … g s, before normalisation."""

@@ -11,6 +11,7 @@ from dtune.checks import at_least
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.critics import initialise_linear
+from dtune.models.device import to_cpu
 from dtune.models.distributions import TanhNormal, unsquash
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
@@ -63,8 +64,8 @@ class PerceptronPolicy(nn.Module):
 
     def act(self, observations: Float[Tensor, "*batch obs"]) -> TanhNormal:
         """π(a | s) for each observation."""
-        mean = self.net(observations)
-        return TanhNormal(mean, self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().expand_as(mean))
+        mean = self.net(observations.to(self.log_std.device))
+        return to_cpu(TanhNormal(mean, self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().expand_as(mean)))
 
     def forward(self, context: Steps) -> TanhNormal:
         """π(aₕ | sₕ) at every step of the window: `[batch, time, action]`."""

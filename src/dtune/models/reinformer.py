@@ -20,6 +20,7 @@ from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.critics import initialise_linear
 from dtune.models.decision_transformer import LOG_STD_MAX, LOG_STD_MIN
+from dtune.models.device import CPU, to_cpu, to_device
 from dtune.models.distributions import TanhNormal
 
 
@@ -122,14 +123,14 @@ class Reinformer(nn.Module):
     def forward(self, context: Steps) -> TanhNormal:
         """π(aₕ | context up to sₕ, gₕ) at every step of the window: `[batch, time, action]`."""
         mean = self.head_mean(self._encode(context, left_out=1)[:, 1::3])
-        return TanhNormal(mean, self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().expand_as(mean))
+        return to_cpu(TanhNormal(mean, self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp().expand_as(mean)))
 
     def predict_return_to_go(self, context: Steps) -> Float[Tensor, "batch time"]:
         """ĝₕ from the context up to sₕ, at every step of the window, in environment reward units."""
         states = self._encode(context, left_out=2)[:, ::3]
         # A product with one column rounds by how many rows it has: summed row by row, company changes nothing.
         predicted = (states * self.head_return.weight[0]).sum(-1) + self.head_return.bias
-        return predicted / self.config.return_scale
+        return (predicted / self.config.return_scale).to(CPU)
 
     def next_return_to_go(
         self, returns_to_go: Float[Tensor, "batch"], rewards: Float[Tensor, "batch"]
@@ -139,6 +140,7 @@ class Reinformer(nn.Module):
 
     def _encode(self, context: Steps, left_out: int) -> Float[Tensor, "batch tokens width"]:
         """What the blocks make of the tokens s₀ g₀ a₀ s₁ g₁ a₁ … without the `left_out` last ones."""
+        context = to_device(context, self.observation_mean.device)
         tokens = torch.stack(
             [
                 self.embed_observation((context.observations - self.observation_mean) / self.observation_std),

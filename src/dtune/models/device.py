@@ -1,0 +1,52 @@
+"""A network may live on an accelerator; everything else stays on the CPU, where the physics are.
+
+Tensors cross where a network is called: what it is given goes to its device, what it gives comes back, and gradients go
+the same way. No algorithm knows where a network is. On a CPU nothing is copied and no bit changes.
+"""
+
+import torch
+from torch import nn
+
+from dtune.data.steps import Steps
+from dtune.errors import ConfigError
+from dtune.models.distributions import TanhNormal
+from dtune.models.policy import TrainablePolicy
+
+CPU = torch.device("cpu")
+
+
+def device_of(network: nn.Module | TrainablePolicy) -> torch.device:
+    """Where its parameters are."""
+    return next(network.parameters()).device
+
+
+def to_device(context: Steps, device: torch.device) -> Steps:
+    """The same steps, where a network is."""
+    return context if context.mask.device == device else context.map(lambda x: x.to(device, non_blocking=True))
+
+
+def to_cpu(distribution: TanhNormal) -> TanhNormal:
+    """The same distribution, where all else is; differentiable."""
+    if distribution.mean.device == CPU:
+        return distribution
+    return TanhNormal(distribution.mean.to(CPU), distribution.std.to(CPU))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that a user names.
+
+    Raises:
+        ConfigError: if it is neither `cpu` nor a GPU (`cuda`, `cuda:1`) that is here.
+    """
+    kind, _, number = name.partition(":")
+    if name == "cpu":
+        return CPU
+    if kind != "cuda" or not (number.isdecimal() or name == kind):
+        raise ConfigError(f"--device is cpu, cuda or cuda:N, got {name!r}")
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(number or 0) >= here:
+        raise ConfigError(
+            f"--device {name}: PyTorch sees {here} GPUs here (`dtune doctor` says more): leave the option out to use"
+            " the CPU"
+        )
+    return torch.device("cuda", int(number or 0))
