@@ -74,7 +74,8 @@ def finetune(arguments: list[str]) -> None:
     start, learner = command.policy, run.ALGORITHMS[type(command.run.algorithm)]
     if start is not None and command.data is not None and not learner.offline:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
-    config = replace(presets.pretraining(dataset, chosen, 0, network), threads=command.run.threads)
+    config = presets.pretraining(dataset, chosen, 0, network)
+    config = replace(config, threads=command.run.threads, device=command.run.device)
     data = (command.data or run.data_file(config)) if learner.offline else None
     if start is None and learner.policy is None:
         before = _pretrained(dataset, _place(chosen, network), 0)

@@ -63,8 +63,8 @@ ALGORITHMS: dict[type, Method] = {
 ARCHITECTURES = {"dt": "DecisionTransformer", "reinformer": "Reinformer"}
 """What a preset calls a network, and the kind it is stored as."""
 
-MAY_CHANGE = ("iterations", "time_limit", "threads")
-"""Settings in which a run that is continued may differ from its beginning."""
+MAY_CHANGE = ("iterations", "time_limit", "threads", "device")
+"""Settings in which a run that is continued may differ from its beginning; on another device it rounds otherwise."""
 
 Rows = list[dict[str, float]]
 
@@ -145,10 +145,11 @@ def pretrain_preset(
     torch.set_num_threads(config.network_threads)
     with locked(directory):
         info = task_info(config.dataset)
+        device = choose_device(config.device)
         path = data or data_file(config)
         dataset = _offline_data(config.dataset, path)
         generator = torch.Generator().manual_seed(config.seed)
-        policy = _make_policy(config, info, generator).to(choose_device(config.device))
+        policy = _make_policy(config, info, generator).to(device)
         policy.set_statistics(*dataset.observation_statistics())
         algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
         return _train(config, algorithm, directory, path, f"pretrain {config.dataset}", mirror)
