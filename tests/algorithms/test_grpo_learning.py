@@ -169,9 +169,9 @@ def test_only_the_first_step_vouches_for_fresh_ratios():
     algorithm, vouched = grpo(), []
     step = algorithm.update.step
 
-    def spy(steps, advantages, generator, fresh):
+    def spy(steps, advantages, generator, fresh, *part):
         vouched.append(None if fresh is None else fresh.sum().item())
-        return step(steps, advantages, generator, fresh)
+        return step(steps, advantages, generator, fresh, *part)
 
     algorithm.update.step = spy
     for _ in range(2):

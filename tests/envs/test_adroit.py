@@ -197,7 +197,8 @@ def test_the_world_is_gymnasium_robotics_with_half_its_margins(name):
     model = task.model()
     for field in dir(model):
         value = getattr(model, field)
-        if isinstance(value, np.ndarray) and not field.startswith("_"):
+        # where the files lie is not part of the world: a link in their path makes it another
+        if isinstance(value, np.ndarray) and not field.startswith("_") and not field.endswith("pathadr"):
             assert np.array_equal(value, getattr(env.model, field)), field
     assert model.geom_margin.max() == 0.0005 / 2
     assert env.frame_skip == task.frame_skip
