@@ -48,7 +48,7 @@ class Size:
 
 def quick(threads: int) -> Size:
     return Size(
-        threads=threads, walks=16, steps=2, rounds=1, layers=1, width=64, update_rows=8, counts=(16, 32),
+        threads=threads, walks=16, steps=20, rounds=3, layers=1, width=64, update_rows=8, counts=(16, 32),
         iterations=1, episode=30,
     )  # fmt: skip
 

@@ -63,6 +63,18 @@ def soak(minutes: float, every: float, out: Path, folder: Path, more: list[str])
         return rows, process.wait()
 
 
+def grown(rows: list[dict[str, float]]) -> tuple[float, float]:
+    """MB by which memory was ever above the first row's, and files that were opened behind it and stayed so.
+
+    A file that is only being written is open in a row, and not in those behind it.
+    """
+    last = rows[-min(len(rows), 10) :]
+    return (
+        max(row["memory_mb"] for row in rows) - rows[0]["memory_mb"],
+        min(row["files"] for row in last) - rows[0]["files"],
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=120.0, help="of finetuning")
@@ -80,9 +92,7 @@ def main() -> None:
         if code != 75:
             sys.exit(f"the run ended with {code} instead of 75: {(Path(folder) / 'log').read_text()[-2000:]}")
     settled = [row for row in rows if row["minutes"] >= min(chosen.settle, chosen.minutes / 2)]
-    growth = max(row["memory_mb"] for row in settled) - settled[0]["memory_mb"]
-    # a file that is just being written is open in one row, or two; one that stays open is so in all of the last
-    files = min(row["files"] for row in settled[-10:]) - settled[0]["files"]
+    growth, files = grown(settled)
     print(
         f"{rows[-1]['iteration']:.0f} iterations in {rows[-1]['minutes']:.1f} minutes:"
         f" memory {settled[0]['memory_mb']:.0f} MB, growth {growth:.1f} MB (limit {GROWTH_LIMIT:.0f});"

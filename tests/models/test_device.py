@@ -105,9 +105,17 @@ def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("cuda:1") == torch.device("cuda", 1)
     assert choose_device("cuda") == torch.device("cuda", 0)
-    with pytest.raises(ConfigError, match="sees 2 GPUs"):
+    with pytest.raises(ConfigError, match=r"GPU 2.*sees 2 here"):
         choose_device("cuda:2")
     assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_each_rank_of_a_machine_has_a_gpu_of_its_own_unless_one_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert choose_device("cuda") == torch.device("cuda", 3)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
 
 
 @pytest.mark.gpu

@@ -4,6 +4,8 @@ Tensors cross where a network is called: what it is given goes to its device, wh
 the same way. No algorithm knows where a network is. On a CPU nothing is copied and no bit changes.
 """
 
+import os
+
 import torch
 from torch import nn
 
@@ -33,7 +35,7 @@ def to_cpu(distribution: TanhNormal) -> TanhNormal:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a user names.
+    """The device that a user names; `cuda` is, of a machine's several ranks, each one's own.
 
     Raises:
         ConfigError: if it is neither `cpu` nor a GPU (`cuda`, `cuda:1`) that is here.
@@ -43,10 +45,11 @@ def choose_device(name: str) -> torch.device:
         return CPU
     if kind != "cuda" or not (number.isdecimal() or name == kind):
         raise ConfigError(f"--device is cpu, cuda or cuda:N, got {name!r}")
+    index = int(number or os.environ.get("LOCAL_RANK", "0"))
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if int(number or 0) >= here:
+    if index >= here:
         raise ConfigError(
-            f"--device {name}: PyTorch sees {here} GPUs here (`dtune doctor` says more): leave the option out to use"
-            " the CPU"
+            f"--device {name} is GPU {index}, counted from 0, but PyTorch sees {here} here (`dtune doctor` says more):"
+            " leave the option out to use the CPU"
         )
-    return torch.device("cuda", int(number or 0))
+    return torch.device("cuda", index)

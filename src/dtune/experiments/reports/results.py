@@ -37,15 +37,7 @@ COLUMNS = (
 )
 """Columns of numbers; `seed` and `data` (the file trained on) follow. An empty cell was not measured."""
 
-COUNTED = (
-    "env_steps",
-    "env_steps_trajectories",
-    "env_steps_subtrajectories",
-    "env_steps_lookahead",
-    "gradient_steps",
-    "critic_steps",
-    "seconds",
-)
+COUNTED = COLUMNS[COLUMNS.index("env_steps") : COLUMNS.index("return")]
 """Columns that begin at 0: before the first iteration they are left empty."""
 
 LABELS = {
