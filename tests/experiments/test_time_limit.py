@@ -1,6 +1,7 @@
 """A run with a time limit: a clock that only iterations and evaluations move."""
 
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -59,7 +60,7 @@ def limited(monkeypatch, tmp_path):
     """Runs in a folder, for at most so many seconds; the algorithm."""
     clock = Clock()
     CLOCKS.append(clock)
-    monkeypatch.setattr(loop.time, "perf_counter", clock.perf_counter)
+    monkeypatch.setitem(loop._CLOCKS, "wall", clock.perf_counter)
 
     def call(limit: float | None, *, iterations: int = 9, checkpoint_every: int = 4) -> Taking:
         algorithm = Taking(clock)
@@ -118,6 +119,22 @@ def test_a_preset_with_a_time_limit(pretrained, tmp_path, one_thread):
     assert [row["iteration"] for row in rows] == [0, 1]
     rows = finetune_preset(replace(config, iterations=2), tmp_path / "run", pretrained)  # it may be changed
     assert rows[-1]["iteration"] == 2
+
+
+def test_the_processor_s_clock_counts_no_time_that_others_take(monkeypatch, tmp_path):
+    """Others take nearly all of the wall's time here: 10 seconds of each iteration, of which it works one."""
+    wall = Clock()
+    monkeypatch.setitem(loop._CLOCKS, "wall", wall.perf_counter)
+    monkeypatch.setitem(loop._CLOCKS, "processor", lambda: wall.now / 10)
+    algorithm = Taking(wall)
+    schedule = Schedule(iterations=9, time_limit=2.5, clock="processor")
+    train(algorithm, PointMass(), schedule, directory=tmp_path, quiet=True)
+    assert algorithm.iterated == 3
+    assert read_rows(tmp_path / "timing.csv")[-1]["time/seconds"] == 3.0
+
+
+def test_the_processor_s_clock_is_that_of_all_threads_of_this_process():
+    assert loop._CLOCKS["processor"] is time.process_time
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])

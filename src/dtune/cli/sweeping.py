@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from dtune.cli.options import parse
 from dtune.errors import ConfigError
@@ -32,6 +32,8 @@ class Sweep:
     """`paper`: the paper's sizes; `small`: minutes a run, on a CPU."""
     minutes: float | None = None
     """Training time of each run, the same for all methods, instead of a number of iterations."""
+    clock: Literal["wall", "processor"] = "wall"
+    """What counts the minutes, and the seconds of the record: `processor` where other work shares the machine."""
     iterations: int | None = None
     """Instead of the presets'."""
     out: Path = Path("runs/sweep")
@@ -67,7 +69,7 @@ def sweep(arguments: list[str]) -> None:
         scale="small" if command.scale == "small" else "paper",
         out=command.out,
         files=_files(command, datasets),
-        budget=Budget(minutes=command.minutes, iterations=command.iterations),
+        budget=Budget(minutes=command.minutes, iterations=command.iterations, clock=command.clock),
     )
     if command.dry_run:
         for run in runs:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -23,6 +23,11 @@ from dtune.experiments.record import Record, read_rows
 from dtune.experiments.replay import write_replay
 from dtune.experiments.signals import stop_signals, stopped_by
 from dtune.models.policy import TrainablePolicy
+
+Clock = Literal["wall", "processor"]
+"""Whose seconds `time/seconds` are: those that go by, or those that all threads of this process work."""
+
+_CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 
 
 @runtime_checkable
@@ -57,6 +62,8 @@ class Schedule:
     time_limit: float | None = None
     """Seconds of training, over all pieces of a continued run and without evaluations; the first iteration that
     passes it is the last."""
+    clock: Clock = "wall"
+    """What counts them, here and in the record."""
 
     def __post_init__(self) -> None:
         if self.time_limit is not None:
@@ -214,9 +221,10 @@ class _Loop:
         self.begun = self.progress.iteration + 1
         for watched in filter(None, (self.simulator, self.judged)):
             watched.forget()
-        began = time.perf_counter()
+        clock = _CLOCKS[self.schedule.clock]
+        began = clock()
         metrics = self.algorithm.iterate(self.simulator)
-        elapsed = _first_clock(time.perf_counter() - began)
+        elapsed = _first_clock(clock() - began)
         parallel.same_from_first(list(self.algorithm.policy.parameters()))
         self._check_finite()
         self.progress.iteration += 1

@@ -23,6 +23,7 @@ from dtune.envs.sources import source
 from dtune.envs.tasks import DATASETS
 from dtune.errors import ConfigError, meant
 from dtune.experiments import baselines, guided, small
+from dtune.experiments.loop import Clock
 from dtune.experiments.tables import TABLE_6, TABLE_7, ModelConfig
 
 __all__ = [
@@ -81,6 +82,9 @@ class FinetuneConfig:
     """Seconds of training after which the run ends, if `iterations` do not end it before; evaluations do not count,
     and the pieces of a continued run add up. The iteration that passes it is the last, so how many there are depends
     on the machine, and with it what comes out."""
+    clock: Clock = "wall"
+    """What counts seconds, for `time_limit` and in the record: `wall`, or `processor`: the time that all threads of
+    the run's process work, so that other work on the machine takes nothing from a run."""
     algorithm: GRPOConfig | PPOConfig | QGuidedConfig | ODTConfig | ODTTD3Config | IQLConfig | PretrainedConfig
     """Which method, and its hyperparameters."""
     evaluate_every: int = 10

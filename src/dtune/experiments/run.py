@@ -249,6 +249,7 @@ def _train(
             evaluate_every=config.evaluate_every,
             checkpoint_every=config.checkpoint_every,
             time_limit=config.time_limit,
+            clock=config.clock,
         )
     evaluation = Evaluation(
         simulator=simulator, return_to_go=goal, episodes=config.evaluation_episodes, task=config.dataset

@@ -156,9 +156,18 @@ def test_time_is_the_same_for_every_method_and_learning_rates_fit_it():
             continue
         expected = round(600 / SECONDS["small"][method])
         assert (config.iterations, config.time_limit) == (UNLIMITED, 600.0)
-        assert config.evaluate_every == config.checkpoint_every == max(1, round(expected / 20))
+        assert config.evaluate_every == config.checkpoint_every == max(1, round(expected / 12))
     updates = settle(Curve(), "hopper-random-v2", "small", Budget(minutes=10.0))[1].algorithm.update.decay_updates
     assert updates == round(16 * 1.4 * round(600 / SECONDS["small"]["grpo"]))
+
+
+def test_a_clock_is_the_same_for_every_run():
+    runs = plan(
+        ["hopper-random-v2"], [Curve(), Curve(method="ppo")], seeds=1, scale="small", out=Path("runs"),
+        files={"hopper-random-v2": Path("data.hdf5")}, budget=Budget(minutes=1.0, clock="processor"),
+    )  # fmt: skip
+    assert ["--clock processor" in run.command for run in runs] == [run.method != "pretrain" for run in runs]
+    assert settle(Curve(), "hopper-random-v2", "small")[1].clock == "wall"
 
 
 def test_iterations_instead_of_the_presets():

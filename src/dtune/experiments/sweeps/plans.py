@@ -13,6 +13,7 @@ from typing import Any
 from dtune.envs.tasks import DATASETS, task_info
 from dtune.errors import ConfigError
 from dtune.experiments import presets
+from dtune.experiments.loop import Clock
 from dtune.experiments.presets import Architecture, FinetuneConfig, Scale
 from dtune.experiments.run import ALGORITHMS
 from dtune.experiments.sweeps.estimates import SECONDS
@@ -26,8 +27,8 @@ HORIZON = "horizon"
 UNLIMITED = 1_000_000
 """Iterations of a run that only its time limit ends."""
 
-EVALUATIONS = 20
-"""Of such a run, by the estimate."""
+EVALUATIONS = {"small": 12, "paper": 20}
+"""Of such a run, by the estimate and its scale; the last three make its score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +131,8 @@ class Budget:
     """Of training, the same for every method; None: as many iterations as the preset has."""
     iterations: int | None = None
     """Instead of the preset's; with `minutes`, whichever ends first."""
+    clock: Clock = "wall"
+    """What counts the minutes, and the seconds of the record."""
 
 
 def plan(
@@ -190,7 +193,7 @@ def _within(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> Finetun
     config = presets.finetuning(curve.method, dataset, scale, curve.architecture, iterations=expected)
     if not presets.finetuning(curve.method, dataset, scale).iterations:
         return replace(config, iterations=0)
-    every = max(1, round(expected / EVALUATIONS))
+    every = max(1, round(expected / EVALUATIONS[scale]))
     return replace(
         config, iterations=budget.iterations or UNLIMITED, time_limit=seconds, evaluate_every=every,
         checkpoint_every=every,
@@ -200,7 +203,7 @@ def _within(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> Finetun
 def _runs(curve: Curve, dataset: str, seed: int, scale: Scale, out: Path, data: Path, budget: Budget) -> list[Run]:
     """A run, and before it the pretraining it needs."""
     name, config = settle(curve, dataset, scale, budget)
-    config = replace(config, seed=seed, threads=1, network_threads=1)
+    config = replace(config, seed=seed, threads=1, network_threads=1, clock=budget.clock)
     place = scale if curve.architecture == "dt" else f"{scale}-{curve.architecture}"
     key, learner = f"{name}/{dataset}/{place}/seed{seed}", ALGORITHMS[type(config.algorithm)]
     shared = ["--scale", scale, *(["--architecture", curve.architecture] if curve.architecture != "dt" else [])]
