@@ -27,7 +27,10 @@ class Sweep:
     methods: tuple[str, ...] = ()
     """Of dt, iql, odt, odt_td3, ppo, grpo, q_guided; Table 1's where none are given."""
     seeds: int = 3
-    """Seeds of each: 0, 1, and so on. Data are shared by all; the pretrained policy is one a seed, for all methods."""
+    """Seeds of each: 0, 1, and so on. Data are shared by all, and a seed's pretrained policy by all methods."""
+    pretrainings: int | None = None
+    """Policies pretrained on a dataset, which the seeds take in turn; one for each seed where not given. 1: all seeds
+    begin with the same, as in the paper's Table 1, where DT has no deviation."""
     scale: str = "paper"
     """`paper`: the paper's sizes; `small`: minutes a run, on a CPU."""
     minutes: float | None = None
@@ -57,6 +60,8 @@ def sweep(arguments: list[str]) -> None:
     for name in ("seeds", "jobs"):
         if getattr(command, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(command, name)}")
+    if command.pretrainings is not None and command.pretrainings < 1:
+        raise ConfigError(f"--pretrainings must be at least 1, got {command.pretrainings}")
     if command.scale not in ("paper", "small"):
         raise ConfigError(f"--scale is paper or small, got {command.scale!r}")
     if command.minutes is not None and not command.minutes > 0:
@@ -70,6 +75,7 @@ def sweep(arguments: list[str]) -> None:
         out=command.out,
         files=_files(command, datasets),
         budget=Budget(minutes=command.minutes, iterations=command.iterations, clock=command.clock),
+        pretrainings=command.pretrainings,
     )
     if command.dry_run:
         for run in runs:

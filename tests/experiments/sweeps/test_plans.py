@@ -156,7 +156,7 @@ def test_time_is_the_same_for_every_method_and_learning_rates_fit_it():
             continue
         expected = round(600 / SECONDS["small"][method])
         assert (config.iterations, config.time_limit) == (UNLIMITED, 600.0)
-        assert config.evaluate_every == config.checkpoint_every == max(1, round(expected / 12))
+        assert config.evaluate_every == config.checkpoint_every == max(1, round(expected / 10))
     updates = settle(Curve(), "hopper-random-v2", "small", Budget(minutes=10.0))[1].algorithm.update.decay_updates
     assert updates == round(16 * 1.4 * round(600 / SECONDS["small"]["grpo"]))
 
@@ -168,6 +168,18 @@ def test_a_clock_is_the_same_for_every_run():
     )  # fmt: skip
     assert ["--clock processor" in run.command for run in runs] == [run.method != "pretrain" for run in runs]
     assert settle(Curve(), "hopper-random-v2", "small")[1].clock == "wall"
+
+
+@pytest.mark.parametrize(("pretrainings", "firsts"), [(None, [0, 1, 2]), (1, [0, 0, 0]), (2, [0, 1, 0])])
+def test_seeds_take_pretrained_policies_in_turn(pretrainings, firsts):
+    runs = plan(
+        ["hopper-random-v2"], [Curve()], seeds=3, scale="small", out=Path("runs"),
+        files={"hopper-random-v2": Path("data.hdf5")}, pretrainings=pretrainings,
+    )  # fmt: skip
+    begun = [run for run in runs if run.method == "grpo"]
+    assert [run.after for run in begun] == [f"pretrain/hopper-random-v2/small/seed{first}" for first in firsts]
+    assert ["--seed 1" in run.command for run in begun] == [False, True, False]
+    assert {run.key for run in runs if run.method == "pretrain"} == {run.after for run in begun}
 
 
 def test_iterations_instead_of_the_presets():

@@ -365,6 +365,7 @@ def test_a_figure_with_other_datasets(dtune):
         (("--table", "1", "--jobs", "0"), "--jobs must be at least 1"),
         (("--table", "1", "--scale", "huge"), "--scale is paper or small"),
         (("--table", "1", "--minutes", "0"), "--minutes must be above 0"),
+        (("--table", "1", "--pretrainings", "0"), "--pretrainings must be at least 1"),
         (("--datasets", "hopper-random-v2", "--methods", "trpo", "--dry-run"), "there is no method 'trpo'"),
         (("--datasets", "hopper-random-v9", "--dry-run"), "hopper-random-v9"),
         (("--table", "1", "--data", "nowhere"), "nowhere is no folder"),

@@ -27,7 +27,7 @@ HORIZON = "horizon"
 UNLIMITED = 1_000_000
 """Iterations of a run that only its time limit ends."""
 
-EVALUATIONS = {"small": 12, "paper": 20}
+EVALUATIONS = {"small": 10, "paper": 20}
 """Of such a run, by the estimate and its scale; the last three make its score."""
 
 
@@ -144,17 +144,20 @@ def plan(
     out: Path,
     files: Mapping[str, Path],
     budget: Budget = Budget(),
+    pretrainings: int | None = None,
 ) -> list[Run]:
     """The runs of datasets x curves x seeds, each after the pretraining it shares with the others.
 
     Args:
         datasets: names, each a row of Table 6.
         curves: methods and their variants.
-        seeds: 0 to `seeds` - 1; the pretrained policy has the seed of the run.
+        seeds: 0 to `seeds` - 1.
         scale: of all.
         out: the sweep's folder.
         files: the offline data of each dataset.
         budget: how long they last.
+        pretrainings: policies pretrained on a dataset, seeds 0 to `pretrainings` - 1, that runs take in turn; None:
+            each run has that of its own seed.
 
     Raises:
         ConfigError: for a method or a dataset without a preset.
@@ -163,7 +166,8 @@ def plan(
     for dataset in datasets:
         for seed in range(seeds):
             for curve in curves:
-                for run in _runs(curve, dataset, seed, scale, out, files[dataset], budget):
+                first = seed if pretrainings is None else seed % pretrainings
+                for run in _runs(curve, dataset, (seed, first), scale, out, files[dataset], budget):
                     found.setdefault(run.key, run)
     return sorted(found.values(), key=lambda run: run.method != "pretrain")
 
@@ -200,8 +204,11 @@ def _within(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> Finetun
     )  # fmt: skip
 
 
-def _runs(curve: Curve, dataset: str, seed: int, scale: Scale, out: Path, data: Path, budget: Budget) -> list[Run]:
-    """A run, and before it the pretraining it needs."""
+def _runs(
+    curve: Curve, dataset: str, seeds: tuple[int, int], scale: Scale, out: Path, data: Path, budget: Budget
+) -> list[Run]:
+    """A run, and before it the pretraining it needs; their seeds."""
+    seed, first = seeds
     name, config = settle(curve, dataset, scale, budget)
     config = replace(config, seed=seed, threads=1, network_threads=1, clock=budget.clock)
     place = scale if curve.architecture == "dt" else f"{scale}-{curve.architecture}"
@@ -210,7 +217,7 @@ def _runs(curve: Curve, dataset: str, seed: int, scale: Scale, out: Path, data: 
     arguments = ["finetune", f"{curve.method}/{dataset}", *shared, "--out", str(out / key)]
     runs: list[Run] = []
     if learner.policy is None:
-        runs.append(_pretraining(curve.architecture, dataset, seed, scale, shared, out, data, place))
+        runs.append(_pretraining(curve.architecture, dataset, first, scale, shared, out, data, place))
         arguments += ["--policy", str(out / runs[0].key / "checkpoints" / "last")]
     if learner.offline:
         arguments += ["--data", str(data)]
