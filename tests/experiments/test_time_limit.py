@@ -62,12 +62,20 @@ def limited(monkeypatch, tmp_path):
     CLOCKS.append(clock)
     monkeypatch.setitem(loop._CLOCKS, "wall", clock.perf_counter)
 
-    def call(limit: float | None, *, iterations: int = 9, checkpoint_every: int = 4) -> Taking:
+    def call(
+        limit: float | None, *, iterations: int = 9, checkpoint_every: int = 4, evaluate_seconds: float | None = None
+    ) -> Taking:
         algorithm = Taking(clock)
         train(
             algorithm,
             PointMass(),
-            Schedule(iterations=iterations, evaluate_every=5, checkpoint_every=checkpoint_every, time_limit=limit),
+            Schedule(
+                iterations=iterations,
+                evaluate_every=5,
+                checkpoint_every=checkpoint_every,
+                time_limit=limit,
+                evaluate_seconds=evaluate_seconds,
+            ),
             evaluation=Judging(simulator=PointMass(), return_to_go=-3.0, episodes=2),
             directory=tmp_path,
             quiet=True,
@@ -121,6 +129,15 @@ def test_a_preset_with_a_time_limit(pretrained, tmp_path, one_thread):
     assert rows[-1]["iteration"] == 2
 
 
+def test_judged_and_saved_after_so_many_seconds_of_training(limited, tmp_path):
+    limited(None, iterations=2, evaluate_seconds=25.0)
+    assert last(tmp_path) == "iteration_000002"
+    limited(75.0, evaluate_seconds=25.0)  # continued: 30, 40 and 50 seconds, and so on, of 10 an iteration
+    rows = read_rows(tmp_path / "metrics.csv")
+    assert [row["iteration"] for row in rows if "eval/return" in row] == [0, 2, 3, 5, 8]
+    assert (tmp_path / "checkpoints" / "iteration_000005").is_dir()
+
+
 def test_the_processor_s_clock_counts_no_time_that_others_take(monkeypatch, tmp_path):
     """Others take nearly all of the wall's time here: 10 seconds of each iteration, of which it works one."""
     wall = Clock()
@@ -137,10 +154,11 @@ def test_the_processor_s_clock_is_that_of_all_threads_of_this_process():
     assert loop._CLOCKS["processor"] is time.process_time
 
 
+@pytest.mark.parametrize("name", ["time_limit", "evaluate_seconds"])
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
-def test_no_time_is_refused(value):
-    with pytest.raises(ConfigError, match="time_limit must be above 0"):
-        Schedule(iterations=1, time_limit=value)
+def test_no_time_is_refused(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be above 0"):
+        Schedule(iterations=1, **{name: value})
 
 
 def test_without_a_limit_nothing_changes(tmp_path):

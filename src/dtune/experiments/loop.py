@@ -59,6 +59,8 @@ class Schedule:
     iterations: int
     evaluate_every: int = 10
     checkpoint_every: int = 10
+    evaluate_seconds: float | None = None
+    """Seconds of training between evaluations, each with a checkpoint, in place of those two."""
     time_limit: float | None = None
     """Seconds of training, over all pieces of a continued run and without evaluations; the first iteration that
     passes it is the last."""
@@ -66,8 +68,7 @@ class Schedule:
     """What counts them, here and in the record."""
 
     def __post_init__(self) -> None:
-        if self.time_limit is not None:
-            above_zero(self, "time_limit")
+        above_zero(self, *(name for name in ("evaluate_seconds", "time_limit") if getattr(self, name) is not None))
         for name, least in (("iterations", 0), ("evaluate_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} counts iterations and must be at least {least}, got {getattr(self, name)}")
@@ -174,6 +175,7 @@ class _Loop:
             self.judged = Watched(evaluation.simulator)
             self.evaluation = replace(evaluation, simulator=self.judged)
         self.progress, self.saved, self.begun = _Progress(), 0, 0
+        self.elapsed = 0.0  # seconds of the last iteration
         self.record: Record | None = None
         self.mirror: Mirror | None = None
         self._rows: list[dict[str, float]] = []
@@ -224,23 +226,30 @@ class _Loop:
         clock = _CLOCKS[self.schedule.clock]
         began = clock()
         metrics = self.algorithm.iterate(self.simulator)
-        elapsed = _first_clock(clock() - began)
+        self.elapsed = _first_clock(clock() - began)
         parallel.same_from_first(list(self.algorithm.policy.parameters()))
         self._check_finite()
         self.progress.iteration += 1
-        self.progress.seconds += elapsed
+        self.progress.seconds += self.elapsed
         before = self._rows[-1].get("count/env_steps", 0.0) if self._rows else 0.0
         timing = {"time/seconds": self.progress.seconds}
         if self._rows and "count/env_steps" in metrics:
-            timing["time/env_steps_per_second"] = (metrics["count/env_steps"] - before) / elapsed
+            timing["time/env_steps_per_second"] = (metrics["count/env_steps"] - before) / self.elapsed
         row = self._append({**metrics, **timing})
-        if self.ended or self.progress.iteration % self.schedule.checkpoint_every == 0:
+        if self._due(self.schedule.checkpoint_every):
             self.save()
         return row
 
+    def _due(self, every: int) -> bool:
+        """Whether this iteration is one to do what is done in the first, the last, and regularly between."""
+        seconds, now = self.schedule.evaluate_seconds, self.progress
+        if self.ended or seconds is None:
+            return self.ended or now.iteration % every == 0
+        return not now.iteration or now.seconds // seconds > (now.seconds - self.elapsed) // seconds
+
     def _append(self, metrics: dict[str, float]) -> dict[str, float]:
         iteration = self.progress.iteration
-        if self.evaluation is not None and (self.ended or iteration % self.schedule.evaluate_every == 0):
+        if self.evaluation is not None and self._due(self.schedule.evaluate_every):
             metrics = {**metrics, **self.evaluation(self.algorithm.policy)}
         if self.record is not None:
             self.record.append(iteration, metrics)

@@ -93,6 +93,8 @@ class FinetuneConfig:
     """Episodes an evaluation, with mean actions, asking for the algorithm's `return_to_go`."""
     checkpoint_every: int = 10
     """Iterations between checkpoints; the most that a power cut loses."""
+    evaluate_seconds: float | None = None
+    """Seconds of training between evaluations, each with a checkpoint, in place of those two."""
     threads: int = 1
     """CPU threads for the physics. Results do not depend on it."""
     network_threads: int = 1
@@ -103,8 +105,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         names = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "threads", "network_threads")
         _check_counts(self, *names)
-        if self.time_limit is not None:
-            above_zero(self, "time_limit")
+        above_zero(self, *(name for name in ("evaluate_seconds", "time_limit") if getattr(self, name) is not None))
 
 
 def _check_counts(config: PretrainConfig | FinetuneConfig, *names: str) -> None:

@@ -248,6 +248,7 @@ def _train(
             iterations=config.iterations,
             evaluate_every=config.evaluate_every,
             checkpoint_every=config.checkpoint_every,
+            evaluate_seconds=config.evaluate_seconds,
             time_limit=config.time_limit,
             clock=config.clock,
         )

@@ -28,7 +28,7 @@ UNLIMITED = 1_000_000
 """Iterations of a run that only its time limit ends."""
 
 EVALUATIONS = {"small": 10, "paper": 20}
-"""Of such a run, by the estimate and its scale; the last three make its score."""
+"""Of such a run, by its scale; the last three make its score."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +186,7 @@ def settle(curve: Curve, dataset: str, scale: Scale, budget: Budget = Budget()) 
 
 
 def _within(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> FinetuneConfig:
-    """The preset, for the time or the iterations there are; each method is judged about equally often in its time."""
+    """The preset, for the time or the iterations there are; each method is judged equally often in its time."""
     if budget.minutes is None:
         iterations = budget.iterations
         if not presets.finetuning(curve.method, dataset, scale).iterations:
@@ -197,10 +197,9 @@ def _within(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> Finetun
     config = presets.finetuning(curve.method, dataset, scale, curve.architecture, iterations=expected)
     if not presets.finetuning(curve.method, dataset, scale).iterations:
         return replace(config, iterations=0)
-    every = max(1, round(expected / EVALUATIONS[scale]))
     return replace(
-        config, iterations=budget.iterations or UNLIMITED, time_limit=seconds, evaluate_every=every,
-        checkpoint_every=every,
+        config, iterations=budget.iterations or UNLIMITED, time_limit=seconds,
+        evaluate_seconds=seconds / EVALUATIONS[scale],
     )  # fmt: skip
 
 
