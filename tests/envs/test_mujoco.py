@@ -9,7 +9,7 @@ import torch
 from dtune.envs.adroit import Door, Hammer, Pen
 from dtune.envs.antmaze import AntMaze
 from dtune.envs.locomotion import HOPPER, WALKER2D, Ant
-from dtune.envs.mujoco import MujocoSimulator
+from dtune.envs.mujoco import MujocoSimulator, _not_finite
 from dtune.envs.simulator import Outcome, Restorable
 from dtune.errors import ConfigError, SimulatorError
 
@@ -155,6 +155,22 @@ def test_an_episode_that_has_ended_is_not_truncated():
     last = [simulator.step(still) for _ in range(1000)][-1]
     assert last.terminated.all()
     assert not last.truncated.any()
+
+
+@pytest.mark.parametrize(
+    ("values", "rows"),
+    [
+        ([[1.0, 2.0], [3.0, 4.0]], None),
+        ([[1e308, 1e308], [1e308, 0.0]], None),  # only their sum is infinite
+        ([[np.inf, -np.inf], [1.0, 1.0]], [True, False]),
+        ([[0.0, 0.0], [np.nan, 1.0]], [False, True]),
+        ([0.0, -np.inf, np.nan], [False, True, True]),
+    ],
+)
+def test_rows_that_are_not_finite_are_found(values, rows):
+    with np.errstate(all="ignore"):
+        found = _not_finite(np.array(values))
+    assert (found if found is None else found.tolist()) == rows
 
 
 @every_task

@@ -5,6 +5,7 @@ import torch
 from draws import seeded
 from torch.nn import functional
 
+from dtune.models import products
 from dtune.models.products import ACTIVATIONS, LARGE, linear, packed
 
 
@@ -63,6 +64,19 @@ def test_packed_weights_give_the_same_and_the_activation_behind(large, activatio
     short = packed(weight, bias, torch.bfloat16, activation)(x)
     assert short.dtype == torch.bfloat16
     assert 1e-4 < (short - expected).abs().max() < 0.1
+
+
+def test_a_processor_without_bfloat16_instructions_is_not_asked_for_them(monkeypatch):
+    def refuse(*_):
+        raise RuntimeError("mkldnn bf16 needs the cpu support avx512bw, avx512vl and avx512dq")
+
+    monkeypatch.setattr(products, "_onednn", refuse)
+    monkeypatch.setattr(products, "_bfloat16", lambda: False)
+    weight, bias = weights(large=True)
+    x = drawn(33, weight.shape[1])
+    short = packed(weight, bias, torch.bfloat16)(x)
+    assert short.dtype == torch.bfloat16
+    assert (short - functional.linear(x, weight, bias)).abs().max() < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

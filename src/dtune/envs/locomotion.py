@@ -92,7 +92,7 @@ class PlanarRunner:
 
     def observe(self, now: Moment) -> Float64[np.ndarray, "envs obs"]:
         """Positions without the distance run, clipped velocities."""
-        return np.concatenate((now.qpos[:, 1:], np.clip(now.qvel, -10, 10)), axis=1)
+        return np.concatenate((now.qpos[:, 1:], np.minimum(np.maximum(now.qvel, -10), 10)), axis=1)
 
     def reward(
         self, before: Moment, actions: Float32[np.ndarray, "envs action"], now: Moment

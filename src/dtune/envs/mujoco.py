@@ -5,12 +5,13 @@ rows that go on are moved to the front, so that those that have ended cost nothi
 """
 
 from contextlib import suppress
+from math import isfinite
 from typing import final
 
 import mujoco
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from mujoco.batch import Batch, SimulationError
 from torch import Tensor
 
@@ -87,24 +88,28 @@ class MujocoSimulator:
 
     def step(self, actions: Float32[Tensor, "envs action"]) -> Outcome:
         """Advances every row by one step; see `Simulator.step`. Faulty rows show zeros and are terminated."""
-        chosen = self._checked(actions)
-        finite = np.isfinite(chosen).all(axis=1)
-        chosen = np.where(finite[:, None], chosen, 0)
+        with np.errstate(invalid="ignore", over="ignore"):  # a faulty row may hold anything
+            return self._step(self._checked(actions))
+
+    def _step(self, actions: Float32[np.ndarray, "envs action"]) -> Outcome:
+        broken = _not_finite(actions)
+        if broken is not None:
+            actions = np.where(broken[:, None], np.float32(0), actions)
         before = Moment(self._qpos.copy(), self._qvel.copy(), self._memory)
-        self._controls[:] = self.task.controls(chosen)
+        self._controls[:] = self.task.controls(actions)
         failed = self._run_physics()
         self._clock += 1
         now = self._now()
-        with np.errstate(invalid="ignore", over="ignore"):  # a faulty row may hold anything
-            observations = self.task.observe(now)
-            rewards = self.task.reward(before, chosen, now)
-            terminated = self.task.terminated(now)
-        faulty = failed | ~finite | ~np.isfinite(rewards)
-        faulty |= ~np.isfinite(self._state).all(axis=1) | ~np.isfinite(observations).all(axis=1)
+        observations, terminated = self.task.observe(now), self.task.terminated(now)
+        rewards = self.task.reward(before, actions, now)
+        faulty = np.zeros(len(actions), bool)
+        for rows in (broken, failed, _not_finite(rewards), _not_finite(self._state), _not_finite(observations)):
+            if rows is not None:
+                faulty |= rows
         if faulty.any():  # zeros, because NaN would survive the masks of those who leave the row out
             observations[faulty] = 0.0
             rewards[faulty] = 0.0
-        terminated |= faulty
+            terminated |= faulty
         truncated = (self._clock >= self.horizon) & ~terminated
         return Outcome(*map(torch.from_numpy, (observations, rewards, terminated, truncated, faulty)))
 
@@ -183,19 +188,21 @@ class MujocoSimulator:
         self._derived = {name: batch.bind(name)[:count] for name in self.task.derived}
         self._expanded = {name: batch.expand(name)[:count] for name in self.task.expanded}
 
-    def _run_physics(self) -> Bool[np.ndarray, "envs"]:
-        """Runs the substeps of one step and returns which rows failed."""
+    def _run_physics(self) -> Bool[np.ndarray, "envs"] | None:
+        """Runs the substeps of one step and returns which rows failed; None where none did."""
         batch = self._batch
         assert batch is not None
         count = len(self._state)
-        batch.warning[:count, :, 1] = 0
+        warned = batch.warning[:count, :, 1]
+        warned[:] = 0
         with suppress(SimulationError):  # the other rows ran; `status` tells which did not
             batch.step(self._ids, nstep=self.task.frame_skip)
         self._memory = np.array(self.task.remember(self._memory, self._derived))
         # MuJoCo resets a simulation silently when it meets a NaN, and the state looks finite again: only the
         # counters tell. Every kind counts: a full contact buffer drops contacts, which spoils numbers too.
         # That reset sets the counters back as well, so a second fault counts up to 1 again: hence the zeros above.
-        return batch.warning[:count, :, 1].any(axis=1) | (batch.status[:count] != 0)
+        status = batch.status[:count]
+        return warned.any(axis=1) | (status != 0) if warned.any() or status.any() else None
 
     def _now(self) -> Moment:
         return Moment(self._qpos, self._qvel, self._memory)
@@ -213,3 +220,11 @@ class MujocoSimulator:
     def _require_rows(self) -> None:
         if self._batch is None:
             raise SimulatorError("no episode has been started: call reset, restore or place first.")
+
+
+def _not_finite(values: Float[np.ndarray, "envs *numbers"]) -> Bool[np.ndarray, "envs"] | None:
+    """Which rows hold NaN or infinity; None, which is found faster, where none does."""
+    if isfinite(np.add.reduce(values, axis=None)):  # what is not finite never leaves a sum
+        return None
+    rows = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return rows if rows.any() else None  # large numbers may add up to infinity

@@ -122,13 +122,15 @@ class Rollout:
         taken = empty_steps(self.count, steps, self._observations.shape[1], self.policy.action_dim)
         self.snapshots = torch.zeros(self.count, 0, 0, dtype=torch.float64)
         living, before = self.alive, self._history
+        columns = {name: values.unbind(1) for name, values in vars(taken).items()}
         actor = self._at_last if self._fast is None else self._fast.acting(dtype)
         for time in range(steps):
-            if not len(self.alive):
+            if not self.alive.numel():
                 break
             if snapshots:
                 self._keep_snapshots(time, steps)
-            self._take(time, taken, None if noise is None else noise[self.alive, time], actor, act)
+            shaken = None if noise is None else noise[self.alive, time]
+            self._take({name: column[time] for name, column in columns.items()}, shaken, actor, act)
         if log_probs and self._fast is not None:
             self._add_log_probs(taken, living, before)
         return taken
@@ -138,14 +140,13 @@ class Rollout:
 
     def _take(
         self,
-        time: int,
-        taken: Steps,
+        taken: dict[str, Tensor],
         noise: Float[Tensor, "alive action"] | None,
         actor: Actor,
         act: Callable[[TanhNormal, Tensor], Tensor],
     ) -> None:
-        """One step of every living walk, written into `taken` at `time`."""
-        count = len(self.alive)
+        """One step of every living walk, written into `taken`, by name `[batch, ...]`."""
+        count = self.alive.numel()
         distribution = actor(self._window())[:count]
         raw = distribution.mean if noise is None else act(distribution, noise)
         actions = raw.tanh()
@@ -161,9 +162,11 @@ class Rollout:
         }
         if self._fast is None:
             now["log_probs"] = distribution.base_log_prob(raw)
-        rows = slice(None) if count == self.count else self.alive
         for name, values in now.items():
-            getattr(taken, name)[rows, time] = values
+            if count == self.count:
+                taken[name].copy_(values)
+            else:
+                taken[name].index_copy_(0, self.alive, values)
         if self.policy.context_length > 1:
             unknown = {name: values[:count] for name, values in self._unknown.items()}
             step = Steps(**unknown | {name: values[:, None] for name, values in now.items()})

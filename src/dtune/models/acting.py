@@ -51,7 +51,7 @@ class CheckedActor:
     kind: str
     error: float
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def __call__(self, window: Steps) -> TanhNormal:
         """π at the last step."""
         return self.act(window)
@@ -205,23 +205,25 @@ class StateToken:
     """
 
     def __init__(self, policy: DecisionTransformer, returns: Returns, dtype: torch.dtype = torch.float32):
-        self.policy, self.returns = policy, returns
+        self.returns, self.device = returns, policy.observation_mean.device
+        self.parts = (-1, len(policy.blocks), 2, policy.config.heads, policy.config.width // policy.config.heads)
         activation = policy.config.activation
-        self.embed = packed(policy.embed_observation.weight, policy.embed_observation.bias)
+        self.embed = _packed_embedding(policy)
         self.layers = [_StateBlock(cast(Block, block), activation, dtype) for block in policy.blocks]
         mean, log_std = policy.head_mean, policy.head_log_std
-        self.heads = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
+        self.head = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
         self.norm_embedding, self.norm_final = _fixed(policy.norm_embedding), _fixed(policy.norm_final)
 
     def __call__(self, window: Steps) -> TanhNormal:
         """π at the last step."""
-        policy, device = self.policy, self.policy.observation_mean.device
-        keys = self.returns(window.returns_to_go[:, -1].to(device))
-        seen = (window.observations[:, -1].to(device) - policy.observation_mean) / policy.observation_std
+        returns, seen = window.returns_to_go[:, -1], window.observations[:, -1]
+        if self.device != CPU:
+            returns, seen = returns.to(self.device), seen.to(self.device)
+        known = self.returns(returns).view(self.parts).unbind(1)
         x = self.norm_embedding(self.embed(seen))
-        for block, known in zip(self.layers, keys.chunk(len(self.layers), 1), strict=True):
-            x = block(x, known)
-        mean, spread = self.heads(self.norm_final(x)).chunk(2, 1)
+        for block, keys_and_values in zip(self.layers, known, strict=True):
+            x = block(x, keys_and_values)
+        mean, spread = self.head(self.norm_final(x)).chunk(2, 1)
         half = 0.5 * (LOG_STD_MAX - LOG_STD_MIN)
         spread = spread.tanh().mul_(half).add_(LOG_STD_MIN + half).exp_()
         return to_cpu(TanhNormal(mean.contiguous(), spread))
@@ -234,23 +236,31 @@ class _StateBlock:
         width = block.project.in_features
         scale = torch.ones(3 * width, device=block.qkv.weight.device)
         scale[:width] = 0.5 * (width / block.heads) ** -0.5
-        self.width, self.heads = width, block.heads
+        self.parts, self.exact = (-1, 3, block.heads, width // block.heads), dtype == torch.float32
         self.norm_attention, self.norm_mlp = _fixed(block.norm_attention), _fixed(block.norm_mlp)
         self.qkv = packed(block.qkv.weight * scale[:, None], block.qkv.bias * scale, dtype)
         self.project = packed(block.project.weight, block.project.bias, dtype)
         self.expand = packed(block.expand.weight, block.expand.bias, dtype, activation)
         self.contract = packed(block.contract.weight, block.contract.bias, dtype)
 
-    def __call__(self, x: Float[Tensor, "rows width"], known: Float[Tensor, "rows double"]) -> Tensor:
-        width, heads = self.width, (len(x), self.heads, self.width // self.heads)
-        own = self.qkv(self.norm_attention(x)).float()
-        beyond = known - own[:, width:]  # of the return token, less the state token's own
-        scores = (own[:, :width] * beyond[:, :width]).view(heads).sum(2, keepdim=True)
+    def __call__(self, x: Float[Tensor, "rows width"], known: Float[Tensor, "rows 2 heads part"]) -> Tensor:
+        own = self.qkv(self.norm_attention(x)).view(self.parts)
+        own = own if self.exact else own.float()
+        keys, values = (known - own[:, 1:]).unbind(1)  # of the return token, less the state token's own
+        query, _, value = own.unbind(1)
         # not sigmoid, whose last few elements, where their number is odd, round differently from all others
-        share, values = scores.tanh_().add_(1), own[:, 2 * width :].view(heads)
-        seen = torch.addcmul(values, share, beyond[:, width:].view(heads), value=0.5)
-        x = x + self.project(seen.view(len(x), width))
+        share = (query * keys).sum(2, keepdim=True).tanh_().add_(1)
+        seen = torch.addcmul(value, share, values, value=0.5)
+        x = x + self.project(seen.view(x.shape))
         return x + self.contract(self.expand(self.norm_mlp(x)))
+
+
+def _packed_embedding(policy: DecisionTransformer) -> Callable[[Float[Tensor, "rows obs"]], Tensor]:
+    """W (s - mean) / std + b of observations, in one product: (W / std) s + (b - W mean / std)."""
+    embed = policy.embed_observation
+    weight = embed.weight.double() / policy.observation_std.double()
+    bias = embed.bias.double() - weight @ policy.observation_mean.double()
+    return packed(weight.float(), bias.float())
 
 
 def _fixed(norm: torch.nn.LayerNorm) -> Callable[[Float[Tensor, "rows width"]], Float[Tensor, "rows width"]]:

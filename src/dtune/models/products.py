@@ -32,6 +32,7 @@ LARGE = 2**15
 
 _onednn: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 _pack: Callable[..., Tensor] | None = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None)
+_bfloat16: Callable[[], bool] | None = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
 
 
 def linear(x: Float[Tensor, "... of"], weight: Float[Tensor, "to of"], bias: Float[Tensor, "to"]) -> Tensor:
@@ -59,12 +60,21 @@ def packed(
     if _suits_onednn(weight, weight) and _pack is not None and _onednn is not None:
         name, algorithm = _FUSED[activation]
         options: tuple[Any, ...] = (_pack(weight, 512), bias, name, [], algorithm)
-        multiply = _onednn
-        return lambda x: multiply(x.to(dtype), *options)
-    transposed, activate = weight.t(), ACTIVATIONS[activation] if activation else None
-    if activate is None:
-        return lambda x: torch.addmm(bias, x.to(dtype), transposed)
-    return lambda x: activate(torch.addmm(bias, x.to(dtype), transposed))
+        return _rounding(partial(_with_options, _onednn, options), dtype)
+    transposed = weight.t()
+    if activation is None:
+        return _rounding(lambda x: torch.addmm(bias, x, transposed), dtype)
+    activate = ACTIVATIONS[activation]
+    return _rounding(lambda x: activate(torch.addmm(bias, x, transposed)), dtype)
+
+
+def _with_options(multiply: Callable[..., Tensor], options: tuple[Any, ...], x: Tensor) -> Tensor:
+    return multiply(x, *options)
+
+
+def _rounding(multiply: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """`multiply`, and before it the rounding of a float32 factor, where there is any to do."""
+    return multiply if dtype == torch.float32 else lambda x: multiply(x.to(dtype))
 
 
 def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
@@ -75,7 +85,7 @@ def _suits_onednn(x: Tensor, weight: Tensor) -> bool:
         and weight.numel() >= LARGE
         and x.device.type == "cpu"
         and x.dtype == weight.dtype
-        and x.dtype in (torch.float32, torch.bfloat16)
+        and (x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _bfloat16 is not None and _bfloat16()))
     )
 
 
