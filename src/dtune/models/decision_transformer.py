@@ -10,13 +10,13 @@ from typing import get_args
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from dtune.checks import at_least
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.device import to_cpu, to_device
 from dtune.models.distributions import TanhNormal
+from dtune.models.dropout import Dropout, attention
 from dtune.models.policy import Actor
 from dtune.models.products import ACTIVATIONS, Activation, linear
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(
         self,
@@ -91,13 +91,13 @@ class Block(nn.Module):
         query = linear(asked, self.qkv.weight[:width], self.qkv.bias[:width]).unflatten(-1, (self.heads, -1))
         keys = linear(normed, self.qkv.weight[width:], self.qkv.bias[width:]).unflatten(-1, (2, self.heads, -1))
         key, value = keys.permute(2, 0, 3, 1, 4)  # (B, N, 2, H, D) -> 2 of (B, H, N, D)
-        attended = scaled_dot_product_attention(
+        attended = attention(
             query.transpose(1, 2),
             key,
             value,
             visible,
-            self.dropout if self.training else 0.0,
-            is_causal=visible is None and asking is None,  # one state token sees both tokens of its step
+            causal=visible is None and asking is None,  # one state token sees both tokens of its step
+            drop=self.dropout if self.training else 0.0,
         )
         attended = attended.transpose(1, 2).flatten(2)  # (B, H, N, D) -> (B, N, H * D)
         x = x + self.drop(linear(attended, self.project.weight, self.project.bias))
@@ -134,7 +134,7 @@ class DecisionTransformer(nn.Module):
             nn.Linear(width, config.action_dim),
             nn.Linear(width, config.action_dim),
         )
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.register_buffer("observation_mean", torch.zeros(config.observation_dim))
         self.register_buffer("observation_std", torch.ones(config.observation_dim))
         self._initialise(generator or torch.Generator().manual_seed(0))

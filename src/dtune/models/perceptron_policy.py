@@ -13,6 +13,7 @@ from dtune.errors import ConfigError
 from dtune.models.critics import initialise_linear
 from dtune.models.device import to_cpu
 from dtune.models.distributions import TanhNormal, unsquash
+from dtune.models.dropout import Dropout
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
@@ -56,7 +57,7 @@ class PerceptronPolicy(nn.Module):
         self.config, self.context_length, self.action_dim = config, config.context_length, config.action_dim
         hidden: list[nn.Module] = []
         for before, after in pairwise([config.observation_dim] + [config.width] * config.layers):
-            hidden += [nn.Linear(before, after), nn.ReLU(), nn.Dropout(config.dropout)]
+            hidden += [nn.Linear(before, after), nn.ReLU(), Dropout(config.dropout)]
         self.net = nn.Sequential(*hidden, nn.Linear(config.width, config.action_dim))
         self.log_std = nn.Parameter(torch.zeros(config.action_dim))
         initialise_linear(self, generator or torch.Generator().manual_seed(0))

@@ -22,6 +22,7 @@ from dtune.models.critics import initialise_linear
 from dtune.models.decision_transformer import LOG_STD_MAX, LOG_STD_MIN
 from dtune.models.device import CPU, to_cpu, to_device
 from dtune.models.distributions import TanhNormal
+from dtune.models.dropout import Dropout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ class PostNormBlock(nn.Module):
         self.norm_attention, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.expand, self.contract = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def forward(
         self, x: Float[Tensor, "batch tokens width"], visible: Bool[Tensor, "batch 1 tokens tokens"] | None
