@@ -204,6 +204,15 @@ def test_best_may_be_the_start_or_the_end(tmp_path, monkeypatch):
     assert link(tmp_path / "end", "best") == "iteration_000006"
 
 
+def test_a_start_that_does_not_count_is_judged_and_never_the_best(tmp_path, monkeypatch):
+    schedule = Schedule(iterations=2, evaluate_every=2, start_counts=False)
+    evaluation = Evaluation(simulator=PointMass(), return_to_go=-3.0, episodes=3)
+    judged({0: 9.0, 2: 5.0}, monkeypatch)
+    rows = train(make("grpo"), PointMass(), schedule, evaluation=evaluation, directory=tmp_path, quiet=True)
+    assert [row.get("eval/return") for row in rows] == [9.0, None, 5.0]
+    assert link(tmp_path, "best") == "iteration_000002"
+
+
 def test_best_is_remembered_by_a_run_that_continues(tmp_path, monkeypatch):
     judged({0: 1.0, 3: 5.0}, monkeypatch)
     run(tmp_path, iterations=3)

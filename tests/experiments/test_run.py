@@ -254,6 +254,16 @@ def test_pretraining_cuts_the_file_by_the_rule_of_its_dataset(tmp_path, data, mo
     assert torch.equal(load_policy(tmp_path / "run").observation_mean, mean)
 
 
+def test_pretraining_that_helps_nobody_still_gives_what_it_learned(tmp_path, data, monkeypatch):
+    """In a maze nobody finds the way at first: the untrained network is as good as the pretrained one."""
+    monkeypatch.setattr(run.Evaluation, "__call__", lambda *_: {"eval/return": 0.0, "eval/normalized_score": 0.0})
+    run.pretrain_preset(tiny_pretraining(), tmp_path / "run", data)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert find_checkpoint(tmp_path / "run").resolve() == (checkpoints / "last").resolve()
+    (checkpoints / "best").unlink()  # as if it had been stopped before it was judged
+    assert find_checkpoint(tmp_path / "run").resolve() == (checkpoints / "iteration_000001").resolve()
+
+
 def test_more_pretraining_continues(tmp_path, data):
     run.pretrain_preset(tiny_pretraining(iterations=1), tmp_path / "run", data)
     rows = run.pretrain_preset(tiny_pretraining(iterations=3), tmp_path / "run", data)

@@ -68,6 +68,17 @@ def test_observations_that_never_change_keep_their_unit():
     assert value(seen).abs().max() < 10  # a unit, not a millionth of one
 
 
+def test_what_hardly_moved_may_move_later():
+    """A nail that trembled by some micrometres while nobody touched it."""
+    seen = observations()
+    seen[:, 1] = 5e-6 * seen[:, 1]
+    value = make()
+    value.set_statistics(seen)
+    units = seen[:, [0, 2, 3]].std(0)
+    torch.testing.assert_close(value.observation_std[[0, 2, 3]], units)
+    assert value.observation_std[1].item() == pytest.approx(0.01 * seen.std(0).median().item())
+
+
 def test_statistics_travel_with_the_parameters():
     value, other = make(1), make(2)
     value.set_statistics(observations())

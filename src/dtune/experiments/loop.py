@@ -66,6 +66,8 @@ class Schedule:
     passes it is the last."""
     clock: Clock = "wall"
     """What counts them, here and in the record."""
+    start_counts: bool = True
+    """Whether the policy of the start, which is judged too, may be the best; one that has learned nothing may not."""
 
     def __post_init__(self) -> None:
         above_zero(self, *(name for name in ("evaluate_seconds", "time_limit") if getattr(self, name) is not None))
@@ -256,7 +258,8 @@ class _Loop:
         if self.mirror is not None:
             self.mirror.log(iteration, metrics)
         self._rows.append({"iteration": iteration, **metrics})
-        if metrics.get("eval/return", -np.inf) > self.progress.best:
+        counts = iteration > 0 or self.schedule.start_counts
+        if counts and metrics.get("eval/return", -np.inf) > self.progress.best:
             self.progress.best, self.progress.best_iteration = metrics["eval/return"], iteration
             if iteration:
                 self.save()

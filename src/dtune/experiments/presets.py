@@ -98,7 +98,8 @@ class FinetuneConfig:
     threads: int = 1
     """CPU threads for the physics. Results do not depend on it."""
     network_threads: int = 1
-    """CPU threads for the network. Small networks are slower with more than one."""
+    """CPU threads for the network. Small networks are slower with more than one. A pretraining that comes first has
+    one: `dtune pretrain` before it takes a number of its own."""
     device: str = "cpu"
     """Where the networks are: `cpu`, or a GPU, `cuda` or `cuda:1`. The physics and all else stay on the CPU."""
 

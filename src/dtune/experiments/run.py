@@ -241,7 +241,10 @@ def _train(
     simulator = make_simulator(config.dataset, config.threads)
     if isinstance(config, PretrainConfig):
         goal = config.return_to_go
-        schedule = Schedule(iterations=config.iterations, evaluate_every=max(1, config.iterations), checkpoint_every=4)
+        schedule = Schedule(
+            iterations=config.iterations, evaluate_every=max(1, config.iterations), checkpoint_every=4,
+            start_counts=False,
+        )  # fmt: skip
     else:
         goal = config.algorithm.return_to_go
         schedule = Schedule(

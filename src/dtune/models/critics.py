@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from dtune.models.device import CPU
 
+CONSTANT = 1e-6
+"""Deviation up to which a number of an observation counts as one that never changes."""
+
 
 class ValueNetwork(nn.Module):
     """V(s), the return expected from an observation, in environment reward units (Table 5: SiLU, two hidden layers).
@@ -41,9 +44,14 @@ class ValueNetwork(nn.Module):
         self.net = _perceptron(observation_dim, width, layers, activation, layer_norm=layer_norm)
 
     def set_statistics(self, observations: Float[Tensor, "steps obs"]) -> None:
-        """Fixes the normalisation to the mean and deviation of some observations; constant ones keep their unit."""
+        """Fixes the normalisation to the mean and deviation of some observations; constant ones keep their unit.
+
+        What hardly moves in them may move later, as a nail does: no unit is below a hundredth of the median one.
+        """
+        unit = _unit_of(observations.std(0))
+        moving = unit[observations.std(0) > CONSTANT]
         self.observation_mean.copy_(observations.mean(0))
-        self.observation_std.copy_(_unit_of(observations.std(0)))
+        self.observation_std.copy_(unit.clamp(min=0.01 * moving.median().item()) if len(moving) else unit)
 
     def forward(self, observations: Float[Tensor, "*batch obs"]) -> Float[Tensor, "*batch"]:
         """V(s) of each observation."""
@@ -100,7 +108,7 @@ def _perceptron(inputs: int, width: int, layers: int, activation: type[nn.Module
 
 
 def _unit_of(std: Tensor) -> Tensor:
-    return torch.where(std > 1e-6, std, torch.ones_like(std))
+    return torch.where(std > CONSTANT, std, torch.ones_like(std))
 
 
 def initialise_linear(module: nn.Module, generator: torch.Generator) -> None:
