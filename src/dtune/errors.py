@@ -41,3 +41,7 @@ class NumericError(DtuneError, ArithmeticError):
     """Numbers that stopped being finite; the last good checkpoint is intact."""
 
     exit_code = 5
+
+
+class FaultsError(NumericError):
+    """More steps of the simulator broke than may."""

@@ -9,7 +9,7 @@ from draws import seeded
 from learners import LEARNERS
 from pointmass import PointMass
 
-from dtune.errors import NumericError
+from dtune.errors import FaultsError, NumericError
 from dtune.experiments import checkpoint
 from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.loop import Schedule, train
@@ -99,3 +99,17 @@ def test_a_parameter_that_broke_leaves_the_walks_it_learned_from(tmp_path):
     assert last is not None
     assert last.iteration == 2
     assert [row["iteration"] for row in read_rows(tmp_path / "metrics.csv")] == [0, 1, 2]
+
+
+class Elsewhere(Poisoning):
+    """An algorithm that hears of walks that broke on another rank."""
+
+    def iterate(self, simulator):
+        self.inner.iterate(simulator)
+        raise FaultsError("9 of 10 walks of this iteration met NaN")
+
+
+def test_sound_walks_are_not_kept_as_those_that_broke(tmp_path):
+    with pytest.raises(FaultsError, match=r"met NaN$"):
+        train(Elsewhere(), PointMass(), Schedule(iterations=5), directory=tmp_path, quiet=True)
+    assert not list(tmp_path.glob("replay_*"))

@@ -2,6 +2,7 @@ import hashlib
 import json
 import random
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -222,10 +223,41 @@ def test_only_bad_ones_is_an_error_with_a_way_out(tmp_path):
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
     for iteration in range(1, 7):
-        save(tmp_path, iteration, {"i": iteration}, policy=None, keep=2, best=iteration == 2)
+        save(tmp_path, iteration, {"i": iteration}, policy=None, keep=2, best=min(iteration, 2))
     assert names(tmp_path) == {"iteration_000002", "iteration_000005", "iteration_000006", "last", "best"}
     assert load(tmp_path / "checkpoints" / "best") == {"i": 2}
     assert load(tmp_path / "checkpoints" / "last") == {"i": 6}
+
+
+def test_a_run_that_went_back_has_the_best_of_what_it_went_back_to(tmp_path):
+    """Killed when `best` led to the new checkpoint and `last` not yet; next time that iteration is no better."""
+    save(tmp_path, 20, {"i": 20}, policy=None, best=20)
+    save(tmp_path, 30, {"i": 30}, policy=None, best=20)
+    save(tmp_path, 40, {"i": "a better one"}, policy=None, best=40, keep=3)
+    save(tmp_path, 40, {"i": "no better"}, policy=None, best=20)
+    assert load(tmp_path / "checkpoints" / "best") == {"i": 20}
+    assert "iteration_000020" in names(tmp_path)
+
+
+def test_a_best_that_is_gone_is_not_said_to_be_another(tmp_path):
+    save(tmp_path, 30, {"i": 30}, policy=None)
+    save(tmp_path, 40, {"i": 40}, policy=None, best=40)
+    save(tmp_path, 45, {"i": 45}, policy=None, best=20)  # gone back to 30, which knew a better one of 20
+    assert not (tmp_path / "checkpoints" / "best").is_symlink()
+    save(tmp_path, 50, {"i": 50}, policy=None, best=50)
+    assert load(tmp_path / "checkpoints" / "best") == {"i": 50}
+
+
+def test_a_shape_that_no_tensor_can_have_is_damage(tmp_path):
+    save(tmp_path, 10, make_state())
+    path = save(tmp_path, 20, make_state())
+    shape = json.dumps({"x": {"dtype": "F32", "shape": [0, 2**40, 2**40], "data_offsets": [0, 0]}}).encode()
+    (path / "tensors.safetensors").write_bytes(struct.pack("<Q", len(shape)) + shape)
+    files = {file.name: file.read_bytes() for file in path.iterdir() if file.name != "MANIFEST.sha256"}
+    (path / "MANIFEST.sha256").write_bytes(checkpoint._manifest(files))
+    found = load_last(tmp_path)
+    assert found.iteration == 10
+    assert "iteration_000020" in found.warning
 
 
 def test_a_future_the_run_went_back_from_is_forgotten(tmp_path):

@@ -66,7 +66,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_found(tmp_path, present, bef
         with pytest.MonkeyPatch.context() as patch:
             reached = kill_at(patch, moment, before=before)
             with contextlib.suppress(Killed):
-                save(run, 30, new, best=True)
+                save(run, 30, new, best=30)
         found = load_last(run)
         assert found is not None, reached
         value = int(found.state["algorithm"]["policy"]["w"][0])
@@ -76,7 +76,7 @@ def test_killed_at_any_moment_a_whole_checkpoint_is_found(tmp_path, present, bef
             assert (run / "checkpoints" / "last").exists(), reached
         for path in (run / "checkpoints").glob("iteration_*"):
             load(path)  # what has its name is whole
-        save(run, 30, new, best=True)
+        save(run, 30, new, best=30)
         assert same(load(run / "checkpoints" / "last"), new)
         assert same(load(run / "checkpoints" / "best"), new)
         assert names(run) == {"iteration_000020", "iteration_000030", "last", "best"}, reached

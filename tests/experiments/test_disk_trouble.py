@@ -99,6 +99,9 @@ def test_a_clock_that_jumps_by_a_year(pretrained, tmp_path):
     assert run(command(pretrained, tmp_path / "steady"), tmp_path)[0] == 0
     assert run(command(pretrained, tmp_path / "jumping"), tmp_path, before=JUMPING) == (0, "")
     assert outcome(tmp_path / "jumping") == outcome(tmp_path / "steady")
+    seconds = [row["time/seconds"] for row in read_rows(tmp_path / "jumping" / "timing.csv") if "time/seconds" in row]
+    assert seconds == sorted(seconds)
+    assert 0 < seconds[0] <= seconds[-1] < 3600
 
 
 SLOWLY = """

@@ -1,6 +1,7 @@
 import os
 import struct
 import sys
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -203,6 +204,43 @@ def test_tensorboard_never_doubles_a_curve(tmp_path):
     with Record(tmp_path) as rows:
         rows.append(1, {"eval/return": 9.0})
     assert events(tmp_path)["eval/return"] == [(1, 9.0)]
+
+
+def test_tensorboard_doubles_no_curve_where_a_clock_went_back(tmp_path, monkeypatch):
+    """TensorBoard reads files of events in the order of the times in their names."""
+    with Record(tmp_path) as rows:
+        for iteration in range(1, 6):
+            rows.append(iteration, {"eval/return": float(iteration), "time/seconds": 0.5})
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    with Record(tmp_path, after=3) as rows:
+        for iteration in (4, 5):
+            rows.append(iteration, {"eval/return": -float(iteration), "time/seconds": 0.5})
+    curves = events(tmp_path)
+    assert curves["eval/return"] == [(1, 1.0), (2, 2.0), (3, 3.0), (4, -4.0), (5, -5.0)]
+    assert len(curves["time/seconds"]) == 5
+
+
+@pytest.mark.parametrize("bad", ['2,"2.0', "2," + "9" * 200_000, ""])
+def test_a_line_that_is_none_takes_no_other_with_it(tmp_path, bad):
+    with Record(tmp_path, tensorboard=False) as rows:
+        for iteration in (1, 2, 3):
+            rows.append(iteration, {"a": float(iteration)})
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text().replace("2,2.0", bad))
+    with pytest.raises(DataError, match=r"metrics\.csv, line 3"):
+        read_rows(path)
+    with Record(tmp_path, after=3, tensorboard=False):
+        assert path.read_text() == "iteration,a\n1,1.0\n"
+
+
+def test_a_number_without_end_is_no_iteration(tmp_path):
+    fill(tmp_path, [1])
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("9" * 5000 + "\n")
+    before = (tmp_path / "metrics.csv").read_text().splitlines()
+    with Record(tmp_path, after=3, tensorboard=False):
+        assert (tmp_path / "metrics.csv").read_text().splitlines() == before[:-1]
 
 
 def test_tensorboard_is_imported_only_where_wanted(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ def make(folder: Path) -> None:
         "algorithm": {"policy": policy.state_dict(), "odd": {0: torch.arange(3), "$": (1, None, float("-inf"))}},
         "progress": {"iteration": 7, "best": 1.5, "best_iteration": 4},
     }
-    checkpoint.save(folder, 7, state, best=True, documents=describe(policy, dataset="hopper-random-v2"))
+    checkpoint.save(folder, 7, state, best=7, documents=describe(policy, dataset="hopper-random-v2"))
 
 
 if __name__ == "__main__":

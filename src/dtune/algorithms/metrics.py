@@ -9,7 +9,7 @@ from torch import Tensor
 from dtune import parallel
 from dtune.data.steps import Steps
 from dtune.envs.rollout import Episodes
-from dtune.errors import NumericError
+from dtune.errors import FaultsError
 
 FAULT_LIMIT = 0.01
 """Largest share of an iteration's steps that may break the walk they belong to."""
@@ -75,10 +75,10 @@ class Metrics:
         """Stops a run whose simulator has broken down.
 
         Raises:
-            NumericError: if more than `FAULT_LIMIT` of this iteration's steps broke, or all of its walks.
+            FaultsError: if more than `FAULT_LIMIT` of this iteration's steps broke, or all of its walks.
         """
         if too_many_faults(self.faulty, self.walks, self.steps):
-            raise NumericError(
+            raise FaultsError(
                 f"{self.faulty} of {self.walks} walks of this iteration met NaN or a simulator warning, in"
                 f" {self.steps:,} steps, of which {FAULT_LIMIT:.0%} may: check the environment, or lower the learning"
                 " rate; the last checkpoint is intact"
@@ -88,7 +88,7 @@ class Metrics:
         """The iteration's row: means over its updates (maxima of `_max`, the first of `fresh`, the last of rates).
 
         Raises:
-            NumericError: as `refuse_faults`.
+            FaultsError: as `refuse_faults`.
         """
         self.refuse_faults()
         for key in self.updates[0] if self.updates else ():

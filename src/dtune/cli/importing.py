@@ -64,7 +64,7 @@ def import_policy(arguments: list[str]) -> None:
     said = {"dataset": command.dataset, "return_to_go": command.return_to_go, "imported_from": str(command.path)}
     documents = describe(policy, **{name: value for name, value in said.items() if value is not None})
     state = {"algorithm": {"policy": policy.state_dict()}}
-    written = checkpoint.save(command.out, 0, state, best=True, documents=documents)
+    written = checkpoint.save(command.out, 0, state, best=0, documents=documents)
     print(
         f"{shape.layers} layers of {shape.width}, {shape.heads} heads, context {shape.context_length}:"
         f" observes {shape.observation_dim} numbers, acts with {shape.action_dim}"

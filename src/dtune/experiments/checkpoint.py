@@ -55,7 +55,7 @@ def save(
     state: Mapping[str, Any],
     *,
     keep: int = 2,
-    best: bool = False,
+    best: int | None = None,
     policy: str | None = "algorithm/policy",
     documents: Mapping[str, Any] | None = None,
 ) -> Path:
@@ -66,7 +66,8 @@ def save(
         iteration: how many iterations the state has behind it.
         state: nested dicts, lists and tuples of tensors, int, float, bool, str and None.
         keep: how many of the newest checkpoints to keep; `best` is kept besides.
-        best: whether `best` is to point at this one.
+        best: iteration of the checkpoint, this or an earlier one, that `best` is to lead to; where that is gone, it
+            leads nowhere. None: as before.
         policy: path in `state` of the policy's `state_dict`, which goes to a file of its own; None for none.
         documents: further JSON files by name, for those who load the policy alone (its architecture).
 
@@ -87,8 +88,8 @@ def save(
         root.mkdir(parents=True, exist_ok=True)
         disk.clear_temporary(root)
         _put(final, files)
-        if best:  # before `last`: killed in between, the run repeats the iterations and sets both again
-            disk.link(root / "best", final.name)
+        if best is not None:  # before `last`: killed in between, the run goes back, and its next save mends this
+            _lead(root / "best", f"iteration_{best:06d}")
         disk.link(root / "last", final.name)
         _prune(root, iteration, keep)
     except OSError as error:
@@ -232,6 +233,15 @@ def _put(final: Path, files: Mapping[str, bytes]) -> None:
     disk.sync_directory(final.parent)
 
 
+def _lead(link: Path, target: str) -> None:
+    """Points `link` at a checkpoint that is there, or away from one that is not meant."""
+    if (link.parent / target).is_dir():
+        if _target(link) != target:
+            disk.link(link, target)
+    elif link.is_symlink():
+        link.unlink()
+
+
 def _prune(root: Path, newest: int, keep: int) -> None:
     """Keeps the `keep` newest up to `newest`; later ones are of a future the run went back from."""
     standing = [path for path in _checkpoints(root) if not path.name.startswith(_OLD)]
@@ -278,7 +288,7 @@ def _read(directory: Path) -> tuple[int, dict[str, Any]]:
         return header["iteration"], state
     except CheckpointError:
         raise
-    except (KeyError, ValueError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError, SafetensorError) as error:
         raise CheckpointError(f"{where} is not a checkpoint of dtune ({error!r}): {_WAY_OUT}") from error
 
 

@@ -14,7 +14,7 @@ from dtune import parallel
 from dtune.checks import above_zero
 from dtune.envs.simulator import Simulator
 from dtune.envs.watched import Watched
-from dtune.errors import ConfigError, NumericError, SimulatorError
+from dtune.errors import ConfigError, FaultsError, NumericError, SimulatorError
 from dtune.experiments import checkpoint, together
 from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.live import Live
@@ -223,7 +223,7 @@ class _Loop:
     def iterate(self) -> dict[str, float]:
         """One iteration, recorded."""
         self.begun = self.progress.iteration + 1
-        for watched in filter(None, (self.simulator, self.judged)):
+        for watched in self._watched:
             watched.forget()
         clock = _CLOCKS[self.schedule.clock]
         began = clock()
@@ -274,22 +274,30 @@ class _Loop:
         state = {"algorithm": self.algorithm.state_dict(), "progress": self.progress.state_dict()}
         if self.directory is None:
             return  # the first rank has the folder; all gave their part of the state
-        judged = self.progress.best > -np.inf
-        best = judged and self.progress.best_iteration == now
+        best = self.progress.best_iteration if self.progress.best > -np.inf else None
         checkpoint.save(self.directory, now, state, best=best, documents=self.documents)
 
     def keep_replay(self, error: NumericError) -> NumericError:
         """Writes the walks that led to `error` to the run folder, where they can be had; says so."""
-        if self.directory is None:
-            return error
+        if self.directory is None or (isinstance(error, FaultsError) and not self._broken):
+            return error  # another rank's walks broke
         path = self.directory / f"replay_{self.begun:06d}.npz"
         task = None if self.evaluation is None else self.evaluation.task
-        for watched in sorted(filter(None, (self.simulator, self.judged)), key=lambda watched: not watched.broken):
+        for watched in sorted(self._watched, key=lambda watched: not watched.broken):
             with suppress(SimulatorError, OSError):  # one cannot go back in it, or the disk is full
                 if walks := watched.walks():
                     write_replay(path, walks, task=task, iteration=self.begun, reason=str(error))
                     return NumericError(f"{error}; `dtune replay {path}` walks there again, step by step")
         return error
+
+    @property
+    def _watched(self) -> list[Watched]:
+        return [watched for watched in (self.simulator, self.judged) if watched is not None]
+
+    @property
+    def _broken(self) -> bool:
+        """Whether walks of this rank broke in this iteration."""
+        return any(watched.broken for watched in self._watched)
 
     def rows(self) -> list[dict[str, float]]:
         """What was recorded."""

@@ -9,6 +9,7 @@ import csv
 import io
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from numbers import Integral
@@ -98,13 +99,22 @@ class Record:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is wanted
 
-            continued = any(self.directory.glob("events.out.tfevents.*"))
-            self._writer = SummaryWriter(
-                str(self.directory), purge_step=self._purge_step if continued else None, max_queue=1000
-            )
+            earlier = list(self.directory.glob("events.out.tfevents.*"))
+            back = any(_begun(path) >= int(time.time()) for path in earlier)
+            purge_step = self._purge_step if earlier and not back else None
+            if back:  # they are read in the order of these times: the clock went back, and what is new would be old
+                for path in earlier:
+                    path.unlink()
+            self._writer = SummaryWriter(str(self.directory), purge_step=purge_step, max_queue=1000)
+            for row in read_run(self.directory)[:-1] if back else ():
+                self._add_scalars(int(row.pop("iteration")), row)
+        self._add_scalars(iteration, metrics)
+        self._writer.flush()
+
+    def _add_scalars(self, iteration: int, metrics: Mapping[str, Number]) -> None:
+        assert self._writer is not None
         for key, value in metrics.items():
             self._writer.add_scalar(key, float(value), iteration)
-        self._writer.flush()
 
 
 class _Table:
@@ -148,7 +158,7 @@ class _Table:
 
     def truncate_after(self, iteration: int | None) -> None:
         lines = _whole_lines(self._path) if iteration is not None and self._path.exists() else []
-        header, rows = (lines[0], lines[1:]) if lines else ([], [])
+        header, rows = (lines[0], lines[1:]) if lines and lines[0] else ([], [])
         kept = list(takewhile(lambda row: len(row) == len(header) and _is_until(row[0], iteration), rows))
         if kept:
             disk.replace(self._path, _csv([header, *kept]))
@@ -230,8 +240,22 @@ def _csv(lines: list[list[str]]) -> bytes:
 
 def _whole_lines(path: Path) -> list[list[str]]:
     text = path.read_bytes().decode("utf-8", "replace")  # a strange byte becomes a strange cell, which is refused
-    return list(csv.reader(text.split("\n")[:-1]))
+    return [_cells(line) for line in text.split("\n")[:-1]]
+
+
+def _cells(line: str) -> list[str]:
+    """Those of one line, by itself: a stray quote swallows no other line. None where it is no line of a table."""
+    try:
+        return next(csv.reader([line], strict=True), [])
+    except csv.Error:
+        return []
 
 
 def _is_until(cell: str, iteration: int | None) -> bool:
-    return iteration is not None and cell.isdecimal() and int(cell) <= iteration
+    return iteration is not None and cell.isdecimal() and len(cell) < 20 and int(cell) <= iteration
+
+
+def _begun(events: Path) -> int:
+    """When a file of TensorBoard events was begun, in seconds since 1970, by its name."""
+    seconds = events.name.split(".")[3]
+    return int(seconds) if seconds.isdecimal() else 0

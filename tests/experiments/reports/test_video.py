@@ -40,7 +40,7 @@ def stored(tmp_path_factory):
         dataset = next(name for name, known in DATASETS.items() if known == task)
         documents = describe(policy, dataset=dataset, return_to_go=100.0)
         return checkpoint.save(
-            folder, 0, {"algorithm": {"policy": policy.state_dict()}}, best=True, documents=documents
+            folder, 0, {"algorithm": {"policy": policy.state_dict()}}, best=0, documents=documents
         )
 
     return make
