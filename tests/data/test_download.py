@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import os
 import socket
 import time
 from pathlib import Path
@@ -195,6 +196,19 @@ def test_redirections_lead_only_to_http(path, target):
     assert not path.exists()
 
 
+@pytest.mark.parametrize("target", ["http://[bad", "http://é/", "http://.x/", "http://x:y/"])
+def test_redirections_to_no_address_are_not_asked_again(path, target):
+    with serving(CONTENT, *[f"redirect:{target}"] * 9) as server:
+        with pytest.raises(DataError, match=r"data\.hdf5' is, or leads on to, no address that can be asked \("):
+            download(server.address, path, patience=QUICK)
+        assert len(server.asked) == 1
+
+
+def test_what_is_no_address_is_said(path):
+    with pytest.raises(DataError, match=r"'http://\[bad' is, or leads on to, no address .*Invalid IPv6"):
+        download("http://[bad", path)
+
+
 @pytest.mark.parametrize("address", ["file:///etc/passwd", "/etc/passwd", "ftp://127.0.0.1/x", ""])
 def test_only_http_is_asked(path, address):
     with pytest.raises(DataError, match="has to begin with http"):
@@ -265,3 +279,37 @@ def test_two_do_not_fetch_the_same_file(path):
         with pytest.raises(DataError, match="being fetched by another process"):
             download(server.address, path, patience=QUICK)
     assert server.asked == []
+
+
+@pytest.mark.parametrize("end", ["finished", "given up", "begun again"])
+def test_a_file_that_another_has_just_fetched_stays(path, monkeypatch, end):
+    """The other is done with it after it is opened here, and before it is locked here."""
+    part, lock = path.with_name("data.hdf5.part"), fcntl.flock
+    path.parent.mkdir()
+    part.write_bytes(CONTENT)
+
+    def finish(file, how):
+        part.unlink() if end == "given up" else part.replace(path)
+        if end == "begun again":
+            part.touch()
+        lock(file, how)
+
+    monkeypatch.setattr(module.fcntl, "flock", finish)
+    with serving(CONTENT[::-1]) as server:
+        with pytest.raises(DataError, match=r"data\.hdf5 has just been fetched by another process, or given up"):
+            download(server.address, path, patience=QUICK)
+        assert server.asked == []
+    assert end == "given up" or path.read_bytes() == CONTENT
+
+
+def test_the_disk_has_all_of_it_before_it_gets_its_name(path, monkeypatch):
+    sync, synced = os.fsync, []
+
+    def look(handle):
+        synced.append((path.exists(), os.fstat(handle).st_size))
+        sync(handle)
+
+    monkeypatch.setattr(module.os, "fsync", look)
+    with serving(CONTENT) as server:
+        download(server.address, path)
+    assert synced == [(False, len(CONTENT))]

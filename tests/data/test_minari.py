@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -283,15 +284,56 @@ def test_a_group_inside_itself_ends(tmp_path):
         del file["episode_1/observations"]
         group = file.create_group("episode_1/observations")
         group["again"] = group
+    assert "episode_1/observations/again is a group that has another name" in refusal(path)
+
+
+def test_groups_too_deep_are_not_read(tmp_path):
+    path = tmp_path / "main_data.hdf5"
+    episodes(path)
+    replace(path, "episode_1/observations", np.zeros((4, 2)))
+    with h5py.File(path, "r+") as file:
+        file.move("episode_1/observations", "kept")
+        file["episode_1/observations/a/b/c/d/e"] = file["kept"]
     assert "nothing so deep is read" in refusal(path)
 
 
-def test_the_same_array_by_two_names_is_refused(tmp_path):
+@pytest.mark.parametrize("links", [16, 100])
+def test_groups_of_many_names_are_not_walked(tmp_path, links):
+    """100 names in each of 4 groups, one in the other, are 100,000,000 ways to one array."""
     path = tmp_path / "main_data.hdf5"
     episodes(path)
     with h5py.File(path, "r+") as file:
-        file["episode_2"] = file["episode_0"]
-    assert "episode_2/observations is an array that has another name" in refusal(path)
+        inner = file["episode_1/observations"]
+        del file["episode_1/observations"]
+        for depth in range(4):
+            group = file.create_group(f"level_{depth}")
+            for number in range(links):
+                group[f"{number:03}"] = inner
+            inner = group
+        file["episode_1/observations"] = inner
+    assert path.stat().st_size < 100_000
+    began = time.monotonic()
+    assert "episode_1/observations/000/000/000/001 is an array that has another name" in refusal(path)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "kind"),
+    [
+        ("episode_2", "episode_0", "a group"),
+        ("episode_1/observations", "episode_0/observations", "an array"),
+        ("episode_1/rewards", "episode_0/rewards", "an array"),
+        ("episode_1/truncations", "episode_1/terminations", "an array"),
+    ],
+)
+def test_the_same_by_two_names_is_refused(tmp_path, name, other, kind):
+    path = tmp_path / "main_data.hdf5"
+    episodes(path)
+    with h5py.File(path, "r+") as file:
+        if name in file:
+            del file[name]
+        file[name] = file[other]
+    assert f"{name} is {kind} that has another name" in refusal(path).replace("'", "")
 
 
 def test_claims_of_many_episodes_are_added_up(tmp_path):

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import http.client
 import json
+import os
 import shutil
 import socket
 import time
@@ -96,7 +97,7 @@ def download(
         DataError: if the server refuses or gives up, another process is fetching the same file, or it is not the
             file that was meant.
     """
-    if urlsplit(address).scheme not in ("http", "https"):
+    if _scheme(address) not in ("http", "https"):
         raise DataError(
             f"{address!r} is no address of a file on the network: it has to begin with http:// or https://."
         )
@@ -105,8 +106,23 @@ def download(
         _fetch(address, part, progress or _silent, patience)
         _check(part, address, signature, sha256)
         part.file.flush()
+        os.fsync(part.file.fileno())
         Path(part.file.name).replace(path)
         part.note.unlink(missing_ok=True)
+
+
+def _scheme(address: str) -> str:
+    try:
+        return urlsplit(address).scheme
+    except ValueError as error:
+        raise _no_address(address, error) from error
+
+
+def _no_address(address: str, error: Exception) -> DataError:
+    return DataError(
+        f"{address!r} is, or leads on to, no address that can be asked ({_reason(error)}): correct it, or fetch the "
+        "file by hand."
+    )
 
 
 def _silent(*_: int | None) -> None:
@@ -122,11 +138,24 @@ def _part(path: Path) -> Iterator[_Part]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DataError(f"{file.name} is being fetched by another process: wait for it.") from error
+        if not _still_named(file):
+            raise DataError(
+                f"{path} has just been fetched by another process, or given up: look whether it is there, and run the "
+                "same command again if not."
+            )
         try:
             version = json.loads(note.read_bytes())["version"]
         except (OSError, ValueError, KeyError, TypeError):
             version = None
         yield _Part(file, note, version)
+
+
+def _still_named(file: BufferedRandom) -> bool:
+    """Whether a file has the name it was opened by: who held its lock before may have renamed or deleted it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
+    except FileNotFoundError:
+        return False
 
 
 def _fetch(address: str, part: _Part, progress: Progress, patience: Patience) -> None:
@@ -166,6 +195,8 @@ def _ask(address: str, part: _Part, progress: Progress, patience: Patience) -> N
         raise DataError(
             f"{address} is refused by the server ({error.code} {' '.join(error.reason.split())})."
         ) from error
+    except (ValueError, http.client.InvalidURL) as error:  # the same whenever it is asked again
+        raise _no_address(address, error) from error
     except (OSError, http.client.HTTPException) as error:
         cause = getattr(error, "reason", error)
         kind = _Unreachable if isinstance(cause, socket.gaierror | ConnectionRefusedError) else _Interrupted

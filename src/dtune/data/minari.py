@@ -21,7 +21,7 @@ ID = re.compile(r"(?:[\w-]+/)*[\w-]+-v\d+")
 """A Minari id, as `D4RL/door/human-v2`."""
 FILE = "main_data.hdf5"
 _EPISODE = re.compile(r"episode_(\d{1,9})")
-_DEPTH = 4  # of observations in observations; a file can hold a group inside itself
+_DEPTH = 4  # of observations in observations
 
 
 def find_minari(dataset_id: str, *, download: bool = False) -> tuple[Path, Any]:
@@ -121,17 +121,22 @@ def read_columns(path: Path, complain: Complain = refuse) -> dict[str, Tensor]:
 
 
 class _Budget:
-    """What may still be read of a file: no array twice under two names, and no more than it can hold in all."""
+    """What may still be read of a file: nothing twice under two names, and no more than it can hold in all."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._free, self._seen = path, free_memory(), set[int]()
         self._claimed = self._held = 0
 
-    def spend(self, dataset: h5py.Dataset, where: str) -> None:
-        address = h5py.h5o.get_info(dataset.id).addr
+    def meet(self, found: h5py.Group | h5py.Dataset, where: str) -> None:
+        """Refuses what was met before: groups of many names in one another are a tree without end."""
+        address = h5py.h5o.get_info(found.id).addr
         if address in self._seen:
-            raise DataError(f"{where} is an array that has another name, too: store each by one name.")
+            kind = "a group" if isinstance(found, h5py.Group) else "an array"
+            raise DataError(f"{where} is {kind} that has another name, too: store each by one name.")
         self._seen.add(address)
+
+    def spend(self, dataset: h5py.Dataset, where: str) -> None:
+        """Refuses an array that the file cannot hold, or the memory not take, with those before it."""
         self._claimed += elements(dataset) * max(dataset.dtype.itemsize, 4)
         self._held += dataset.id.get_storage_size()
         check_claim(where, dataset.shape, self._claimed, 4 * self._held)
@@ -146,12 +151,13 @@ def _episode(group: Any, budget: _Budget, where: str) -> dict[str, Tensor]:
     """The columns of one episode."""
     if not isinstance(group, h5py.Group):
         raise DataError(f"{where.rstrip('/')} is not a group: Minari's layout has one for each episode.")
+    budget.meet(group, where.rstrip("/"))
     for key in ("observations", "actions", "rewards", "terminations", "truncations"):
         if key not in set(group):
             raise DataError(f"{where} lacks {key!r}: Minari's layout needs it, so record the dataset again.")
-    parts = list(_parts(group, "observations", where, _DEPTH))
-    flat = {key: _array(group, key, where) for key in ("rewards", "terminations", "truncations")}
-    found = {"actions": _array(group, "actions", where, "f"), **flat}
+    parts = list(_parts(group, "observations", budget, where, _DEPTH))
+    flat = {key: _array(group, key, budget, where) for key in ("rewards", "terminations", "truncations")}
+    found = {"actions": _array(group, "actions", budget, where, "f"), **flat}
     steps = len(flat["rewards"])
     counts = {key: len(dataset) for key, dataset in found.items()} | {"observations": min(map(len, parts), default=0)}
     due = dict.fromkeys(found, steps) | {"observations": steps + 1}
@@ -174,21 +180,23 @@ def _episode(group: Any, budget: _Budget, where: str) -> dict[str, Tensor]:
     }
 
 
-def _parts(group: h5py.Group, key: str, where: str, depth: int) -> Iterator[h5py.Dataset]:
-    """The arrays under `key`, in the order of their names."""
+def _parts(group: h5py.Group, key: str, budget: _Budget, where: str, depth: int) -> Iterator[h5py.Dataset]:
+    """The arrays under `key`, in the order of their names, each met once."""
     found = member(group, key, f"{where}{key}")
     if not isinstance(found, h5py.Group):
-        yield _array(group, key, where)
+        yield _array(group, key, budget, where)
     elif depth == 0:
         raise DataError(f"{where}{key} has groups in groups in groups: nothing so deep is read.")
     else:
+        budget.meet(found, f"{where}{key}")
         for name in sorted(found):
-            yield from _parts(found, name, f"{where}{key}/", depth - 1)
+            yield from _parts(found, name, budget, f"{where}{key}/", depth - 1)
 
 
-def _array(group: h5py.Group, key: str, where: str, kinds: str = "biuf") -> h5py.Dataset:
+def _array(group: h5py.Group, key: str, budget: _Budget, where: str, kinds: str = "biuf") -> h5py.Dataset:
     with damage_explained(f"{where}{key}"):
         dataset = array(group, key, f"{where}{key}", kinds)
+        budget.meet(dataset, f"{where}{key}")
     if dataset.ndim == 0:
         raise DataError(f"{where}{key} is a single number: store one row a step.")
     return dataset

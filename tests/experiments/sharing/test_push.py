@@ -147,6 +147,68 @@ def test_without_the_library(monkeypatch, pretrained, tmp_path):
             act()
 
 
+# Links of strangers
+
+
+def gathered(run: Path, out: Path) -> set[str]:
+    sharing.gather(run, "a/b", out)
+    return {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def strange(pretrained, tmp_path) -> Path:
+    """A run folder with its links, as a stranger sent it."""
+    return Path(shutil.copytree(pretrained, tmp_path / "strange", symlinks=True))
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.csv", "meta.json"])
+def test_a_link_in_the_place_of_a_file_sends_nothing(server, strange, tmp_path, name):
+    secret = shutil.move(strange / name, tmp_path / "secret")
+    (strange / name).symlink_to(secret)
+    for act in (lambda: sharing.push_policy(strange, "a/b"), lambda: sharing.gather(strange, "a/b", tmp_path / "out")):
+        with pytest.raises(DataError, match=rf"{name} is not a regular file, and nothing else is sent"):
+            act()
+    assert not server.asked
+    assert not server.repositories
+
+
+@pytest.mark.parametrize(
+    ("link", "given"),
+    [
+        ("checkpoints/best", ""),
+        ("checkpoints/best", "checkpoints"),
+        ("checkpoints/best", "checkpoints/best"),
+        ("checkpoints", ""),
+        ("checkpoints", "checkpoints/best"),
+        ("best", ""),
+        ("best", "best"),
+    ],
+)
+def test_a_link_to_the_policy_of_another_run_sends_nothing(strange, finetuned, tmp_path, link, given):
+    shutil.rmtree(strange / "checkpoints")
+    (strange / link).parent.mkdir(exist_ok=True)
+    (strange / link).symlink_to(finetuned / "checkpoints" / link.removeprefix("checkpoints").removeprefix("/"))
+    with pytest.raises(DataError, match=r"strange/.* leads to .*finetuned.*, and a link out of its folder"):
+        sharing.gather(strange / given, "a/b", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", ["", "checkpoints", "checkpoints/best", "checkpoints/last"])
+def test_links_inside_of_a_run_are_followed(strange, tmp_path, given):
+    (tmp_path / "runs").symlink_to(strange.parent)  # and so is the user's own way to it
+    sent = gathered(tmp_path / "runs" / "strange" / given, tmp_path / "out")
+    assert {"config.json", "metrics.csv", "README.md", "checkpoints/best/policy.json"} <= sent
+    assert (tmp_path / "out" / "config.json").read_bytes() == (strange / "config.json").read_bytes()
+
+
+def test_a_checkpoint_alone_is_sent_from_inside_it_too(strange, tmp_path, monkeypatch):
+    shutil.copytree(strange / "checkpoints" / "best", tmp_path / "alone")
+    monkeypatch.chdir(tmp_path / "alone")
+    assert "checkpoints/best/policy.safetensors" in gathered(Path(), tmp_path / "out")
+    monkeypatch.chdir(strange / "checkpoints" / "last")
+    assert "config.json" in gathered(Path(), tmp_path / "more")
+
+
 # The card
 
 FACTS = Facts(
@@ -207,8 +269,12 @@ def test_an_interval_by_hand():
     assert interval(2.0, (2 / 3) ** 0.5, 3) == pytest.approx((0.8684, 3.1316), abs=1e-4)
 
 
+def facts_of(run: Path) -> Facts:
+    return sharing.collect_facts((run / "checkpoints" / "best").resolve(), run, "a/b", "mit")
+
+
 def test_facts_of_a_finetuned_run(finetuned, pretrained):
-    facts = sharing.collect_facts((finetuned / "checkpoints" / "best").resolve(), "a/b", "mit")
+    facts = facts_of(finetuned)
     assert (facts.method, facts.dataset, facts.episodes) == ("GRPO-DT", "hopper-random-v2", 2)
     assert facts.kind == "DecisionTransformer"
     assert facts.return_to_go == 7200
@@ -217,6 +283,38 @@ def test_facts_of_a_finetuned_run(finetuned, pretrained):
     assert [command[1] if "pretrain" in command else command[2] for command in facts.commands][-1]
     assert facts.commands[-1][1:3] == ["finetune", "grpo/hopper-random-v2"]
     assert len(facts.rows) == 7
+
+
+@pytest.mark.parametrize("changed", ["checkpoint", "record"])
+def test_a_run_begun_from_is_looked_up_only_where_its_hash_is_the_one_recorded(
+    finetuned, pretrained, tmp_path, changed
+):
+    shutil.copytree(pretrained, tmp_path / "first", symlinks=True)
+    shutil.copytree(finetuned, tmp_path / "run", symlinks=True)
+    first, record = tmp_path / "first" / "checkpoints" / "best", tmp_path / "run" / "meta.json"
+    meta = json.loads(record.read_bytes())
+    meta["begun"]["dataset"] = str(first)
+    record.write_text(json.dumps(meta))
+    known = facts_of(tmp_path / "run")
+    assert (len(known.commands), known.data_hash is None) == (2, False)
+    if changed == "checkpoint":
+        shutil.copytree(finetuned / "checkpoints" / "last", tmp_path / "other")
+        first.unlink()
+        first.symlink_to(tmp_path / "other")
+    else:
+        meta["begun"]["dataset_sha256"] = None
+        record.write_text(json.dumps(meta))
+    facts = facts_of(tmp_path / "run")
+    assert [command[1] for command in facts.commands] == ["finetune"]
+    assert facts.data_hash is None  # that of a checkpoint is none of the data
+
+
+@pytest.mark.parametrize("place", ["/", "/dev/zero", "/nowhere", "a\0b", "x" * 9999, 5])
+def test_a_record_may_name_any_place(finetuned, tmp_path, place):
+    shutil.copytree(finetuned, tmp_path / "run", symlinks=True)
+    begun = json.loads((finetuned / "meta.json").read_bytes())["begun"] | {"dataset": place}
+    (tmp_path / "run" / "meta.json").write_text(json.dumps({"begun": begun, "continued": []}))
+    assert len(facts_of(tmp_path / "run").commands) == 1
 
 
 def test_what_would_be_sent_can_be_looked_at(finetuned, tmp_path, capsys):

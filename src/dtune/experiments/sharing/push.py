@@ -1,17 +1,19 @@
 """What of a run goes to the hub: the policy, the settings, the record, and a card."""
 
 import json
+import os
+import stat
 import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dtune.errors import ConfigError
+from dtune.errors import ConfigError, DataError
 from dtune.experiments import checkpoint, disk
-from dtune.experiments.folder import read_config
+from dtune.experiments.folder import read_config, sha256
 from dtune.experiments.policies import find_checkpoint, load_policy, read_about
 from dtune.experiments.record import read_rows
-from dtune.experiments.run import ALGORITHMS
+from dtune.experiments.run import ALGORITHMS, Method
 from dtune.experiments.sharing import hub
 from dtune.experiments.sharing.card import Facts, model_card
 
@@ -30,7 +32,7 @@ def push_policy(path: str | Path, repository: str, *, license: str = "mit", priv
 
     Raises:
         ConfigError: if there is no policy at `path`, or huggingface_hub is not installed.
-        DataError: if a file is damaged, or the server refuses.
+        DataError: if a file is damaged, a link leads out of the run folder, or the server refuses.
     """
     with tempfile.TemporaryDirectory() as folder:
         gather(path, repository, Path(folder), license=license)
@@ -42,42 +44,80 @@ def gather(path: str | Path, repository: str, out: Path, *, license: str = "mit"
 
     Raises:
         ConfigError: if there is something in `out`, or no policy at `path`.
+        DataError: if a file is damaged, or a link leads out of the run folder.
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose another folder")
-    source = find_checkpoint(Path(path)).resolve()
-    run = _run_folder(source)
+    source, run = _locate(Path(path))
     place = out / hub.PLACE
     place.mkdir(parents=True)
     for name, data in checkpoint.policy_files(source).items():
         disk.write(place / name, data)
     for name in ("config.json", "metrics.csv"):
-        if (run / name).is_file():
+        if _is_file(run / name):
             disk.write(out / name, (run / name).read_bytes())
-    disk.write(out / "README.md", model_card(collect_facts(source, repository, license)).encode())
+    disk.write(out / "README.md", model_card(collect_facts(source, run, repository, license)).encode())
 
 
-def collect_facts(source: Path, repository: str, license: str) -> Facts:
-    """What a checkpoint and the run folder around it say of a policy."""
-    run, about = _run_folder(source), read_about(source)
-    config = read_config(run) if (run / "config.json").is_file() else {}
-    meta, before = _meta(run), {}
-    if meta.get("dataset"):  # what the run began from: a checkpoint of another, or the data themselves
-        before = _meta(_run_folder(Path(meta["dataset"])))
-    origins = [found for found in (before, meta) if found]
+def collect_facts(source: Path, run: Path, repository: str, license: str) -> Facts:
+    """What a checkpoint and the run folder around it say of a policy.
+
+    Raises:
+        DataError: if a file is damaged, or is a link.
+    """
+    about = read_about(source)
+    config = read_config(run) if _is_file(run / "config.json") else {}
+    meta = _meta(run)
+    before = _meta_before(meta)
+    algorithm = config.get("algorithm", {})
+    method = _method(algorithm)
+    of_data = before or (meta if method is None or method.offline else {})  # else the hash is of a policy
     return Facts(
         repository=repository,
         kind=type(load_policy(source)).__name__,
-        method=_method(config.get("algorithm", {})),
+        method=method.name if method else "pretraining" if algorithm else None,
         dataset=about.get("dataset"),
         return_to_go=about.get("return_to_go"),
-        data_hash=origins[0].get("dataset_sha256") if origins else None,
-        commands=[_command(found["command"]) for found in origins if found.get("command")],
+        data_hash=of_data.get("dataset_sha256"),
+        commands=[_command(found["command"]) for found in (before, meta) if found.get("command")],
         versions=meta.get("versions", {}),
-        rows=read_rows(run / "metrics.csv") if (run / "metrics.csv").is_file() else [],
+        rows=read_rows(run / "metrics.csv") if _is_file(run / "metrics.csv") else [],
         episodes=config.get("evaluation_episodes"),
         license=license,
     )
+
+
+def _locate(path: Path) -> tuple[Path, Path]:
+    """The checkpoint meant by a path, and its run folder, which no link in it may lead out of.
+
+    Raises:
+        ConfigError: if there is no policy.
+        DataError: if a link leads elsewhere: somebody else's folder would send what is not theirs.
+    """
+    found = Path(os.path.abspath(find_checkpoint(path)))
+    source, run = found.resolve(), _run_folder(found)
+    alone = run == found
+    leads_out = found.is_symlink() if alone else not source.is_relative_to(run.resolve())
+    if leads_out:
+        raise DataError(
+            f"{found} leads to {source}, and a link out of its folder is not followed: give that path if it is meant."
+        )
+    return source, _run_folder(source) if alone else run.resolve()
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is a file.
+
+    Raises:
+        DataError: if there is a link or anything else: what it leads to would be sent.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path} is not a regular file, and nothing else is sent: put the file itself there.")
+    return True
 
 
 def _run_folder(source: Path) -> Path:
@@ -86,18 +126,35 @@ def _run_folder(source: Path) -> Path:
 
 
 def _meta(run: Path) -> dict[str, Any]:
+    """How a run was begun; empty where that is not known."""
+    if not _is_file(run / "meta.json"):
+        return {}
     try:
         return dict(json.loads((run / "meta.json").read_bytes())["begun"])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _method(algorithm: dict[str, Any]) -> str | None:
-    """What people call the algorithm whose settings these are."""
-    for kind, method in ALGORITHMS.items():
-        if {field.name for field in fields(kind)} == set(algorithm):
-            return method.name
-    return "pretraining" if algorithm else None
+def _meta_before(meta: dict[str, Any]) -> dict[str, Any]:
+    """How the run was begun whose checkpoint another began from; empty where it began from the data themselves.
+
+    The place is a stranger's word: it is believed where the checkpoint there has the hash recorded with it.
+    """
+    place = meta.get("dataset")
+    if not isinstance(place, str) or not os.path.isdir(place):
+        return {}
+    try:
+        checkpoint.verify(Path(place))  # or the hash could be asked of a whole disk
+        known = sha256(Path(place)) == meta.get("dataset_sha256")
+    except (OSError, DataError):
+        return {}
+    return _meta(_run_folder(Path(place))) if known else {}
+
+
+def _method(algorithm: dict[str, Any]) -> Method | None:
+    """The method of finetuning whose settings these are; None for those of pretraining."""
+    of = (method for kind, method in ALGORITHMS.items() if {field.name for field in fields(kind)} == set(algorithm))
+    return next(of, None)
 
 
 def _command(words: list[str]) -> list[str]:
