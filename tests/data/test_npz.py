@@ -1,6 +1,7 @@
 """NumPy's archives, honest and not."""
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -134,6 +135,63 @@ def test_an_absurd_shape_is_refused_before_memory_is_asked_for(path):
 def test_a_header_that_makes_no_sense_is_refused(path, header):
     path.write_bytes(member("observations", header, b"\0" * 100))
     assert "'observations'" in refusal(path)
+
+
+def version(major: int, header: bytes) -> bytes:
+    """An array of a later version of the format: its header may be longer."""
+    return b"\x93NUMPY" + bytes([major, 0]) + len(header).to_bytes(4, "little") + header
+
+
+def replaced(path: Path, key: str, content: bytes) -> None:
+    np.savez(path, **{name: value for name, value in arrays().items() if name != key})
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{key}.npy", content)
+
+
+def test_a_long_header_is_refused_before_it_is_read(path):
+    replaced(path, "rewards", version(2, b" " * 2**25))
+    assert path.stat().st_size < 2**16
+    tracemalloc.start()
+    try:
+        assert "'rewards' has a header of 33,554,432 bytes and 10,000 are read at most" in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
+
+
+def test_later_versions_of_the_header(path):
+    header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (12,)}"
+    numbers = arrays()["rewards"].tobytes()
+    replaced(path, "rewards", version(2, header) + numbers)
+    assert torch.equal(read_columns(path)["rewards"], torch.from_numpy(arrays()["rewards"]).float())
+    replaced(path, "rewards", version(3, header) + numbers)
+    assert "'rewards' has a header of version (3, 0)" in refusal(path)
+
+
+def crowded(path: Path, count: int) -> None:
+    """An archive with so many members of no bytes beside the columns."""
+    np.savez(path, **arrays())
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(count):
+            archive.writestr(f"{number:0100}/", b"")
+
+
+@pytest.mark.parametrize("lie", ["none", "count", "comment"])
+def test_a_long_table_of_contents_is_refused_before_it_is_read(path, lie, monkeypatch):
+    crowded(path, 2000)
+    content = bytearray(path.read_bytes())
+    if lie == "count":
+        content[-14:-10] = b"\1\0\1\0"
+    if lie == "comment":
+        content[-2:] = b"\x02\0PK"
+    path.write_bytes(content)
+    monkeypatch.setattr(zipfile, "ZipInfo", lambda *_: pytest.fail("a line of it was looked at"))
+    assert "has a table of contents of 294," in refusal(path)
+
+
+def test_an_archive_of_many_arrays_is_read(path):
+    crowded(path, 1000)
+    assert list(read_columns(path)) == list(COLUMNS)
 
 
 def test_more_numbers_than_the_shape_says_are_refused(path):

@@ -1,6 +1,7 @@
 """Replay files: written where a run stops, walked again by a command, refused where they are damaged."""
 
 import json
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,11 @@ from draws import seeded
 from tiny import GRPO
 
 from dtune.cli import main
+from dtune.data import guards
+from dtune.data.npz import read_array
 from dtune.envs.rollout import ResetPoints
 from dtune.envs.tasks import make_simulator
-from dtune.envs.watched import Walk
+from dtune.envs.watched import KEPT, Walk
 from dtune.errors import DataError
 from dtune.experiments.replay import read_replay, walk_again, write_replay
 
@@ -104,6 +107,68 @@ def test_a_damaged_file_is_refused_and_nothing_of_it_runs(tmp_path, name, conten
     write_replay(path, [walk], task=None, iteration=4, reason="it broke")
     damaged(path, name, content)
     with pytest.raises(DataError, match=str(path)):
+        read_replay(path)
+
+
+def forged(path: Path, save=np.savez, **changes) -> Path:
+    """A replay file of one walk, but for what a stranger changed."""
+    header = {"format": 1, "task": None, "iteration": 4, "reason": "it broke", "walks": changes.pop("walks", 1),
+              "versions": {}}  # fmt: skip
+    arrays = {"snapshot_0": np.zeros(3), "actions_0": np.zeros((2, 2), np.float32)}
+    text = json.dumps(header).encode() + b" " * changes.pop("spaces", 0)
+    save(path, header=np.frombuffer(text, np.uint8), **{**arrays, **changes})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"snapshot_0": np.zeros(3, np.uint8)}, "'snapshot_0' holds uint8 of shape (3,), not 1-d float64"),
+        ({"snapshot_0": np.zeros((3, 1))}, "'snapshot_0' holds float64 of shape (3, 1), not 1-d float64"),
+        ({"actions_0": np.zeros((2, 2))}, "'actions_0' holds float64 of shape (2, 2), not 2-d float32"),
+        ({"actions_0": np.zeros(2, np.float32)}, "'actions_0' holds float32 of shape (2,), not 2-d float32"),
+        ({"walks": KEPT + 1}, "claims 17 walks and at most 16 are kept"),
+        ({"walks": -1}, "claims -1 walks"),
+        ({"walks": True}, "claims True walks"),
+        ({"walks": "9" * 9999}, "claims '9999"),
+        ({"spaces": 2**16}, "'header' is not at most 65,536 bytes of JSON"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_no_run_writes_is_refused(tmp_path, changes, said):
+    assert len(read_replay(forged(tmp_path / "good.npz")).walks) == 1
+    with pytest.raises(DataError, match=re.escape(said)) as caught:
+        read_replay(forged(tmp_path / "replay.npz", **changes))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("part", [{"snapshot_0": np.zeros(2**20)}, {"actions_0": np.zeros((2**18, 8), np.float32)}])
+def test_nothing_is_unpacked_to_more_than_the_file(tmp_path, part, monkeypatch):
+    path = forged(tmp_path / "replay.npz", np.savez_compressed, **part)
+    assert path.stat().st_size < 2**16
+
+    def only_the_header(archive, key, where):
+        assert key == "header"
+        return read_array(archive, key, where)
+
+    monkeypatch.setattr("dtune.experiments.replay.read_array", only_the_header)
+    with pytest.raises(DataError, match=r"replay\.npz claims 8,388,6.. bytes of walks and has"):
+        read_replay(path)
+
+
+def test_a_file_that_does_not_fit_into_memory_is_refused(tmp_path, monkeypatch):
+    path = forged(tmp_path / "replay.npz")
+    monkeypatch.setattr(guards, "free_memory", lambda: 39)
+    with pytest.raises(DataError, match=r"replay\.npz needs 40 bytes of memory where 39 are free"):
+        read_replay(path)
+
+
+def test_a_long_table_of_contents_is_refused(tmp_path):
+    path = forged(tmp_path / "replay.npz")
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(2000):
+            archive.writestr(f"{number:0100}/", b"")
+    with pytest.raises(DataError, match="has a table of contents of 294,"):
         read_replay(path)
 
 

@@ -15,6 +15,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -27,7 +28,7 @@ from dtune.errors import DtuneError
 from dtune.experiments import checkpoint
 from dtune.experiments.folder import read_config
 from dtune.experiments.loading import load_dataset
-from dtune.experiments.policies import load_policy
+from dtune.experiments.policies import KINDS, describe, load_policy
 from dtune.experiments.record import read_rows
 from dtune.experiments.replay import read_replay
 from dtune.models.foreign import Foreign, read_foreign
@@ -80,12 +81,15 @@ def reseal(folder: Path) -> None:
     (folder / "MANIFEST.sha256").write_text("".join(lines))
 
 
-def a_checkpoint(folder: Path) -> Path:
-    from dtune.experiments.policies import describe
-    from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+def a_policy(kind: str, **changes: int) -> Any:
+    make, shape = KINDS[kind]
+    heads = {} if kind == "PerceptronPolicy" else {"heads": 1}
+    small = {"observation_dim": 3, "action_dim": 2, "layers": 1, "width": 8, **heads}
+    return make(shape(**{**small, **changes}), torch.Generator().manual_seed(0))
 
-    shape = DecisionTransformerConfig(observation_dim=3, action_dim=2, layers=1, heads=1, width=8)
-    policy = DecisionTransformer(shape, torch.Generator().manual_seed(0))
+
+def a_checkpoint(folder: Path, kind: str = "DecisionTransformer") -> Path:
+    policy = a_policy(kind)
     state = {"algorithm": {"policy": policy.state_dict(), "list": [1, {"x": torch.ones(2)}]}}
     return checkpoint.save(folder, 1, state, documents=describe(policy))
 
@@ -232,6 +236,79 @@ def test_a_strangers_checkpoint(tmp_path, forgery):
             reseal(folder)
     read = load_policy if any(word in forgery for word in ("weights", "kind", "settings")) else checkpoint.load
     refuses(lambda: read(folder), given, mark)
+
+
+def configured(folder: Path, **changes: object) -> Path:
+    """A stranger's changes to what the document says of the network."""
+    config = json.loads((folder / "policy.json").read_text())["config"]
+    described(folder, config=config | changes)
+    reseal(folder)
+    return folder
+
+
+def never(*arguments: object) -> None:
+    pytest.fail("a network was made for a stranger's numbers")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "changes",
+    [{"width": 4096, "layers": 8}, {"layers": 999}, {"observation_dim": 2**60}, {"action_dim": 10**3000}, {"width": 4}],
+    ids=["wide", "deep", "seeing", "acting", "narrow"],
+)
+def test_no_network_is_made_that_the_weights_are_not_of(tmp_path, monkeypatch, kind, changes):
+    folder = configured(a_checkpoint(tmp_path, kind), **changes)
+    monkeypatch.setitem(KINDS, kind, (never, KINDS[kind][1]))
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"policy\.json describes \(the weights are .* and it asks for"
+    ):
+        load_policy(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("changes", [{}, {"layers": 3}, {"observation_dim": 7, "action_dim": 5, "width": 12}])
+def test_a_network_has_the_size_that_its_shape_tells(kind, changes):
+    policies = [a_policy(kind, **changes)]
+    clock = {"DecisionTransformer": {"timestep_embedding": 6}, "Reinformer": {"timesteps": 6}}.get(kind, {})
+    policies += [a_policy(kind, **changes, **clock)]
+    for policy in policies:
+        tensors = policy.state_dict().values()
+        assert policy.config.size == (len(tensors), sum(tensor.numel() for tensor in tensors))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("context_length", 2**40, "must be at most 4,096, got 1099511627776"),
+        ("context_length", 2.5, "must be a JSON int, got 2.5"),
+        ("layers", 10**6, "must be at most 1,000, got 1000000"),
+        ("layers", True, "must be a JSON int, got True"),
+        ("width", "8" * 500, "must be a JSON int, got '88"),
+        ("timestep_embedding", None, "must be a JSON int, got None"),
+        ("return_scale", [1] * 500, r"must be a JSON float, got \[1, 1"),
+        ("return_scale", "0.001", "must be a JSON float, got '0.001'"),
+        ("return_scale", 0, "must be above 0 and finite in float32, got 0"),
+        ("return_scale", -0.001, "must be above 0 and finite in float32, got -0.001"),
+        ("return_scale", float("nan"), "must be above 0 and finite in float32, got nan"),
+        ("return_scale", float("inf"), "must be above 0 and finite in float32, got inf"),
+        ("return_scale", 10**400, "must be above 0 and finite in float32, got 1000"),
+        ("return_scale", 1e-300, "must be above 0 and finite in float32, got 1e-300"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_settings_of_another_type_or_size_are_refused(tmp_path, name, value, said):
+    folder = configured(a_checkpoint(tmp_path), **{name: value})
+    with pytest.raises(checkpoint.CheckpointError, match=f"{folder} .*{name} {said}") as caught:
+        load_policy(folder)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_read_and_a_whole_number_for_a_scale(tmp_path, kind):
+    folder = a_checkpoint(tmp_path, kind)
+    if kind != "PerceptronPolicy":
+        configured(folder, return_scale=1, context_length=4096)
+    assert type(load_policy(folder)).__name__ == kind
 
 
 def test_a_last_that_leads_elsewhere_is_not_followed(tmp_path):

@@ -1,7 +1,8 @@
 """Policies on disk: weights and architecture, without the run they came from."""
 
 import json
-from dataclasses import asdict, replace
+import reprlib
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,11 @@ KINDS: dict[str, tuple[Any, Any]] = {
     "Reinformer": (Reinformer, ReinformerConfig),
 }
 """Policies that can be read from their document alone, by the name they have in it, each with its config."""
+
+LARGEST = {"context_length": 4096, "layers": 1000}
+"""Settings that cost memory or time whatever the weights hold, and the most a document may ask for."""
+
+_ACCEPTED: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int)}  # by what a setting is declared as
 
 
 def describe(policy: StoredPolicy, **about: Any) -> dict[str, Any]:
@@ -54,11 +60,35 @@ def load_policy(path: str | Path) -> StoredPolicy:
 
 
 def assemble(kind: str, config: dict[str, Any], weights: dict[str, Tensor]) -> StoredPolicy:
-    """A policy of a kind in `KINDS`, from what its document says and its weights."""
+    """A policy of a kind in `KINDS`, from what its document says and its weights.
+
+    Before the network is made the two are compared: a few bytes can ask for any number of gigabytes.
+
+    Raises:
+        ConfigError: if the document asks for what no network of this kind can be, or for another one than the weights'.
+    """
     make, shape = KINDS[kind]
-    policy = make(shape(**config))
+    _check_settings(shape, config)
+    wanted = shape(**config)
+    held = len(weights), sum(tensor.numel() for tensor in weights.values())
+    if wanted.size != held:
+        raise ConfigError(
+            "the weights are {:,} tensors of {:,} numbers and it asks for {:,} of {:,}".format(*held, *wanted.size)
+        )
+    policy = make(wanted)
     policy.load_state_dict(weights)
     return policy
+
+
+def _check_settings(shape: Any, config: dict[str, Any]) -> None:
+    """Refuses settings of another type than `shape` declares, and those above `LARGEST`."""
+    declared = {field.name: field.type for field in fields(shape)}
+    for name, value in config.items():
+        accepted = _ACCEPTED.get(declared.get(name), (type(value),))
+        if type(value) not in accepted:  # exactly: True is no 1
+            raise ConfigError(f"{name} must be a JSON {accepted[0].__name__}, got {reprlib.repr(value)}")
+        if name in LARGEST and value > LARGEST[name]:
+            raise ConfigError(f"{name} must be at most {LARGEST[name]:,}, got {reprlib.repr(value)}")
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
@@ -89,16 +119,12 @@ def _read(path: Path) -> tuple[StoredPolicy, dict[str, Any]]:
     try:
         about = dict(json.loads(files[DOCUMENT]))
         kind = about.pop("kind", None)
-        if kind not in KINDS:
-            raise ConfigError(
-                f"{directory}/{DOCUMENT} does not describe a {' or '.join(KINDS)}: nothing else is read here"
-            )
-        policy = assemble(kind, about.pop("config"), safetensors.torch.load(files["policy.safetensors"]))
-    except ConfigError:
-        raise
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        if kind in KINDS:
+            return assemble(kind, about.pop("config"), safetensors.torch.load(files["policy.safetensors"])), about
+    except (ConfigError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        said = str(error) if isinstance(error, ConfigError) else repr(error)
         raise checkpoint.CheckpointError(
-            f"{directory} does not hold the policy its {DOCUMENT} describes ({' '.join(repr(error).split())[:200]}):"
+            f"{directory} does not hold the policy its {DOCUMENT} describes ({' '.join(said.split())[:200]}):"
             " give a checkpoint that dtune wrote"
         ) from error
-    return policy, about
+    raise ConfigError(f"{directory}/{DOCUMENT} does not describe a {' or '.join(KINDS)}: nothing else is read here")

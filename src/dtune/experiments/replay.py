@@ -5,6 +5,8 @@ One `.npz` file that nothing is unpickled from: `header` holds JSON as bytes, `s
 
 import io
 import json
+import math
+import reprlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +17,18 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from dtune.data.guards import damage_explained
-from dtune.data.npz import read_array
+from dtune.data.guards import check_memory, damage_explained
+from dtune.data.npz import open_archive, read_array, read_header
 from dtune.envs.simulator import Outcome, Restorable
-from dtune.envs.watched import Walk
+from dtune.envs.watched import KEPT, Walk
 from dtune.errors import DataError
 from dtune.experiments import disk
 from dtune.experiments.folder import versions
 
 FORMAT = 1
+HEADER_LIMIT = 2**16  # bytes of JSON: a reason and some versions
+PARTS = {"snapshot": (1, np.dtype(np.float64)), "actions": (2, np.dtype(np.float32))}
+"""Of a walk's arrays: the dimensions, and what numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +79,16 @@ def read_replay(path: Path) -> Replay:
     """Reads what `write_replay` wrote.
 
     Raises:
-        DataError: if there is no such file, or it is damaged or none.
+        DataError: if there is no such file, or it is damaged or none, or claims more than it can hold.
     """
-    with damage_explained(str(path), "replay file"), zipfile.ZipFile(path) as archive:
-        header = json.loads(read_array(archive, "header", f"{path}: 'header'").tobytes())
+    with damage_explained(str(path), "replay file"), open_archive(path) as archive:
+        header = _read_document(archive, str(path))
         if header["format"] != FORMAT:
             raise DataError(
                 f"{path} is of replay format {header['format']!r} and this dtune reads {FORMAT}: replay it with the"
                 f" versions that wrote it, {header.get('versions')}."
             )
-        walks = [_read_walk(archive, number, str(path)) for number in range(header["walks"])]
+        walks = _read_walks(archive, header["walks"], path)
         return Replay(
             task=None if header["task"] is None else str(header["task"]),
             iteration=int(header["iteration"]),
@@ -93,13 +98,37 @@ def read_replay(path: Path) -> Replay:
         )
 
 
-def _read_walk(archive: zipfile.ZipFile, number: int, path: str) -> Walk:
-    snapshot, actions = (
-        read_array(archive, f"{kind}_{number}", f"{path}: '{kind}_{number}'") for kind in ("snapshot", "actions")
-    )
-    if snapshot.ndim != 1 or actions.ndim != 2:
-        raise DataError(f"{path}: walk {number} is not one snapshot and a row an action: it is no replay file.")
-    return Walk(snapshot=snapshot.astype(np.float64), actions=actions.astype(np.float32))
+def _read_document(archive: zipfile.ZipFile, path: str) -> dict[str, Any]:
+    where = f"{path}: 'header'"
+    shape, kind = read_header(archive, "header", where)
+    if len(shape) != 1 or kind != np.uint8 or shape[0] > HEADER_LIMIT:
+        raise DataError(f"{where} is not at most {HEADER_LIMIT:,} bytes of JSON: it is no replay file.")
+    return dict(json.loads(read_array(archive, "header", where).tobytes()))
+
+
+def _read_walks(archive: zipfile.ZipFile, count: object, path: Path) -> list[Walk]:
+    """Reads walks after all their headers: `write_replay` compresses nothing, so none may claim more than is there."""
+    if type(count) is not int or not 0 <= count <= KEPT:
+        raise DataError(f"{path} claims {reprlib.repr(count)} walks and at most {KEPT} are kept: it is no replay file.")
+    keys = [(f"{part}_{number}", part) for number in range(count) for part in PARTS]
+    sizes = [_size(archive, key, part, f"{path}: {key!r}") for key, part in keys]
+    if sum(sizes) > path.stat().st_size:
+        raise DataError(
+            f"{path} claims {sum(sizes):,} bytes of walks and has {path.stat().st_size:,}: dtune compresses none, so"
+            " it is no replay file."
+        )
+    check_memory(path, sizes)
+    read = {key: read_array(archive, key, f"{path}: {key!r}") for key, _ in keys}
+    return [Walk(snapshot=read[f"snapshot_{number}"], actions=read[f"actions_{number}"]) for number in range(count)]
+
+
+def _size(archive: zipfile.ZipFile, key: str, part: str, where: str) -> int:
+    """Bytes that an array of a walk needs."""
+    shape, kind = read_header(archive, key, where)
+    dimensions, wanted = PARTS[part]
+    if len(shape) != dimensions or kind != wanted:
+        raise DataError(f"{where} holds {kind} of shape {shape}, not {dimensions}-d {wanted}: it is no replay file.")
+    return math.prod(shape) * kind.itemsize
 
 
 def walk_again(walk: Walk, simulator: Restorable) -> Iterator[Moment]:

@@ -21,6 +21,7 @@ from dtune.models.policy import Actor
 from dtune.models.products import ACTIVATIONS, Activation, linear
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+BLOCK_TENSORS = 12  # four linear maps and two norms, each of a weight and a bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,34 @@ class DecisionTransformerConfig:
             raise ConfigError(f"timestep_embedding counts positions and cannot be negative: {self.timestep_embedding}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is a probability in [0, 1), got {self.dropout}")
+        check_return_scale(self.return_scale)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Tensors of such a network's state, and numbers in them: known without making one."""
+        inputs = (1 + self.observation_dim + self.action_dim + 3 + self.timestep_embedding) * self.width
+        norms, heads = 4 * self.width, 2 * (self.width + 1) * self.action_dim
+        tensors = 16 + (self.timestep_embedding > 0) + BLOCK_TENSORS * self.layers
+        numbers = inputs + norms + heads + 2 * self.observation_dim + block_numbers(self.width) * self.layers
+        return tensors, numbers
+
+
+def check_return_scale(scale: float) -> None:
+    """Refuses a factor for returns that turns them round, or makes them 0, infinite or NaN.
+
+    Raises:
+        ConfigError: that says the rule and the value.
+    """
+    numbers = torch.finfo(torch.float32)
+    if not (isinstance(scale, (int, float)) and numbers.tiny <= scale <= numbers.max):
+        raise ConfigError(
+            f"return_scale must be above 0 and finite in float32, got {scale!r}: give about 1 / the largest return"
+        )
+
+
+def block_numbers(width: int) -> int:
+    """Numbers in a transformer block: four linear maps with their biases, and two norms."""
+    return 12 * width**2 + 13 * width
 
 
 class Block(nn.Module):

@@ -44,6 +44,13 @@ class PerceptronPolicyConfig:
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is a probability in [0, 1), got {self.dropout}")
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Tensors of such a network's state, and numbers in them: known without making one."""
+        first = (self.observation_dim + 1) * self.width
+        others, head = (self.width + 1) * self.width * (self.layers - 1), (self.width + 1) * self.action_dim
+        return 2 * self.layers + 3, first + others + head + self.action_dim
+
 
 class PerceptronPolicy(nn.Module):
     """A `Policy` that takes no notice of the return asked for: μ(s) by a perceptron (ReLU), σ the same everywhere.

@@ -19,7 +19,13 @@ from dtune.checks import at_least
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.critics import initialise_linear
-from dtune.models.decision_transformer import LOG_STD_MAX, LOG_STD_MIN
+from dtune.models.decision_transformer import (
+    BLOCK_TENSORS,
+    LOG_STD_MAX,
+    LOG_STD_MIN,
+    block_numbers,
+    check_return_scale,
+)
 from dtune.models.device import CPU, to_cpu, to_device
 from dtune.models.distributions import TanhNormal
 from dtune.models.dropout import Dropout
@@ -56,8 +62,16 @@ class ReinformerConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is a probability in [0, 1), got {self.dropout}")
-        if not self.return_scale > 0:
-            raise ConfigError(f"return_scale must be above 0, got {self.return_scale}: returns are divided by it")
+        check_return_scale(self.return_scale)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Tensors of such a network's state, and numbers in them: known without making one."""
+        inputs = (1 + self.observation_dim + self.action_dim + 3 + self.timesteps) * self.width
+        norm, heads = 2 * self.width, (self.width + 1) * (self.action_dim + 1)
+        once = self.action_dim + 2 * self.observation_dim
+        numbers = inputs + norm + heads + once + block_numbers(self.width) * self.layers
+        return 16 + BLOCK_TENSORS * self.layers, numbers
 
 
 class PostNormBlock(nn.Module):
