@@ -406,6 +406,17 @@ def test_finetune_with_a_folder_continues(tmp_path):
     assert one == other
 
 
+def test_finetune_with_other_settings_in_the_same_folder_is_refused(tmp_path):
+    run.finetune(make_grpo(), PointMass(), iterations=1, directory=tmp_path, quiet=True)
+    assert json.loads((tmp_path / "config.json").read_text())["algorithm"]["return_to_go"] == -3.0
+    assert (tmp_path / "meta.json").exists()
+    before = (tmp_path / "metrics.csv").read_bytes()
+    other = GRPO(TinyPolicy(width=8), tiny_grpo(return_to_go=-2.0), torch.Generator())
+    with pytest.raises(ConfigError, match=r"algorithm\.return_to_go: -3\.0 -> -2\.0"):
+        run.finetune(other, PointMass(), iterations=2, directory=tmp_path, quiet=True)
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
 def test_finetune_judges_by_what_the_algorithm_asks_for_or_is_told(monkeypatch):
     asked: list[Any] = []
     monkeypatch.setattr(

@@ -44,10 +44,16 @@ def pretrain(arguments: list[str]) -> None:
 def finetune(arguments: list[str]) -> None:
     """`dtune finetune METHOD/DATASET`."""
     from dtune.experiments import presets, run
+    from dtune.models.device import choose_device
 
     choices = [f"{method}/{dataset}" for method in presets.METHODS for dataset in presets.TABLE_6]
     name, rest = named("finetune", arguments, "method and dataset", choices)
-    method, _, dataset = name.partition("/")
+    method, slash, dataset = name.partition("/")
+    if not slash:
+        raise ConfigError(
+            f"{name!r} is not METHOD/DATASET, as grpo/hopper-random-v2: the"
+            f" methods are {', '.join(presets.METHODS)}, and `dtune data list` shows the datasets"
+        )
     chosen, network = read_scale(rest), read_architecture(rest)
     preset = presets.finetuning(method, dataset, chosen, network)
 
@@ -62,10 +68,11 @@ def finetune(arguments: list[str]) -> None:
         out: Path | None = None
         """Run folder; runs/METHOD/DATASET/SCALE/seedN by default (a Reinformer's: SCALE-reinformer)."""
         policy: Path | None = None
-        """Run folder or checkpoint to start from; where none is given, pretraining comes first. IQL has its own."""
+        """Run folder, checkpoint, or `user/name` on Hugging Face, to start from; where none is given, pretraining comes
+        first. IQL has its own."""
         data: Path | None = None
-        """D4RL's HDF5 file for that pretraining, and for ODT and IQL, which go on with it. Random datasets are recorded
-        where none is given."""
+        """D4RL's HDF5 file for that pretraining, and for the methods that go on with it: ODT, ODT+TD3, IQL and Q-guided
+        GRPO-DT. Random datasets are recorded where none is given."""
         mirror: Literal["wandb", "trackio"] | None = None
         """Repeats the metrics to Weights & Biases (offline unless $WANDB_MODE says otherwise) or trackio."""
         run: Fields[presets.FinetuneConfig] = field(default_factory=lambda: preset)
@@ -76,6 +83,7 @@ def finetune(arguments: list[str]) -> None:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
     config = presets.pretraining(dataset, chosen, 0, network)
     config = replace(config, threads=command.run.threads, device=command.run.device)
+    choose_device(command.run.device)  # before the pretraining, which is none of its causes
     data = (command.data or run.data_file(config)) if learner.offline else None
     if start is None and learner.policy is None:
         before = _pretrained(dataset, _place(chosen, network), 0)
@@ -98,7 +106,7 @@ def evaluate(arguments: list[str]) -> None:
         """Judges a policy with mean actions."""
 
         path: tyro.conf.Positional[Path]
-        """A run folder (its best checkpoint) or a checkpoint."""
+        """A run folder (its best checkpoint), a checkpoint, or `user/name` on Hugging Face."""
         episodes: int = 20
         """How many."""
         return_to_go: float | None = None

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,13 +14,13 @@ from dtune import parallel
 from dtune.checks import above_zero
 from dtune.envs.simulator import Simulator
 from dtune.envs.watched import Watched
-from dtune.errors import ConfigError, FaultsError, NumericError, SimulatorError
+from dtune.errors import ConfigError, FaultsError, NumericError
 from dtune.experiments import checkpoint, together
 from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.live import Live
 from dtune.experiments.mirrors import Mirror
 from dtune.experiments.record import Record, read_rows
-from dtune.experiments.replay import write_replay
+from dtune.experiments.replay import keep_walks
 from dtune.experiments.signals import stop_signals, stopped_by
 from dtune.models.policy import TrainablePolicy
 
@@ -281,14 +281,9 @@ class _Loop:
         """Writes the walks that led to `error` to the run folder, where they can be had; says so."""
         if self.directory is None or (isinstance(error, FaultsError) and not self._broken):
             return error  # another rank's walks broke
-        path = self.directory / f"replay_{self.begun:06d}.npz"
         task = None if self.evaluation is None else self.evaluation.task
-        for watched in sorted(self._watched, key=lambda watched: not watched.broken):
-            with suppress(SimulatorError, OSError):  # one cannot go back in it, or the disk is full
-                if walks := watched.walks():
-                    write_replay(path, walks, task=task, iteration=self.begun, reason=str(error))
-                    return NumericError(f"{error}; `dtune replay {path}` walks there again, step by step")
-        return error
+        path = self.directory / f"replay_{self.begun:06d}.npz"
+        return keep_walks(error, path, self._watched, task=task, iteration=self.begun)
 
     @property
     def _watched(self) -> list[Watched]:

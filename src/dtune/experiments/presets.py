@@ -200,7 +200,10 @@ def finetuning(
         ConfigError: if there is no such method, or no preset for the dataset.
     """
     if method not in METHODS:
-        raise ConfigError(f"there is no method {method!r}{meant(method, METHODS)}: choose one of {', '.join(METHODS)}")
+        raise ConfigError(
+            f"there is no method {method!r}{meant(method, METHODS)}: say METHOD/DATASET, as grpo/hopper-random-v2, with"
+            f" one of {', '.join(METHODS)}"
+        )
     _row(TABLE_6, dataset)
     chosen = METHODS[method]
     config = chosen.paper(dataset)

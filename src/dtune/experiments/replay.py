@@ -9,6 +9,7 @@ import math
 import reprlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,8 @@ from jaxtyping import Float32
 from dtune.data.guards import check_memory, damage_explained
 from dtune.data.npz import open_archive, read_array, read_header
 from dtune.envs.simulator import Outcome, Restorable
-from dtune.envs.watched import KEPT, Walk
-from dtune.errors import DataError
+from dtune.envs.watched import KEPT, Walk, Watched
+from dtune.errors import DataError, NumericError, SimulatorError
 from dtune.experiments import disk
 from dtune.experiments.folder import versions
 
@@ -73,6 +74,22 @@ def write_replay(path: Path, walks: Sequence[Walk], *, task: str | None, iterati
     content = io.BytesIO()
     np.savez(content, **arrays)
     disk.replace(path, content.getvalue())
+
+
+def keep_walks(
+    error: NumericError, path: Path, watched: Sequence[Watched], *, task: str | None, iteration: int
+) -> NumericError:
+    """Writes the walks that led to an error, of the first simulator that has some that broke, or some at all.
+
+    Returns:
+        The error, which says where they are if they could be had.
+    """
+    for simulator in sorted(watched, key=lambda each: not each.broken):
+        with suppress(SimulatorError, OSError):  # one cannot go back in it, or the disk is full
+            if walks := simulator.walks():
+                write_replay(path, walks, task=task, iteration=iteration, reason=str(error))
+                return NumericError(f"{error}; `dtune replay {path}` walks there again, step by step")
+    return error
 
 
 def read_replay(path: Path) -> Replay:

@@ -1,7 +1,7 @@
 """Pretraining, finetuning and evaluating: presets and files on one side, the loop on the other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def finetune(
         algorithm: a `GRPO`, a `PPO`, or anything with `policy`, `iterate`, `state_dict` and `load_state_dict`.
         simulator: where it learns.
         iterations: how long, counted from the beginning of the run.
-        directory: a run folder for metrics and checkpoints; called again with the same one, the run continues.
+        directory: a run folder for settings, metrics and checkpoints; called again with it, the run continues.
         return_to_go: return asked for in evaluations; the algorithm's own where None.
         evaluate_every: iterations between evaluations.
         evaluation_episodes: episodes an evaluation.
@@ -96,6 +96,9 @@ def finetune(
 
     Returns:
         One row an iteration, by metric key; the first is the evaluation before any learning.
+
+    Raises:
+        ConfigError: if the folder holds a run with other settings.
     """
     goal = algorithm.config.return_to_go if return_to_go is None else return_to_go  # type: ignore[attr-defined]
     evaluation = Evaluation(simulator=simulator, return_to_go=goal, episodes=evaluation_episodes, task=task)
@@ -103,6 +106,12 @@ def finetune(
     documents = describe(algorithm.policy, return_to_go=goal) if isinstance(algorithm.policy, StoredPolicy) else {}
     folder = None if directory is None else Path(directory)
     with together.joined(folder):
+        if folder is not None and not parallel.rank():
+            own = getattr(algorithm, "config", None)  # an algorithm of one's own may have none
+            settings = {"algorithm": own} if is_dataclass(own) else {}
+            settings |= {"task": task, "return_to_go": goal, "iterations": iterations}
+            settle_config(folder, settings, may_change=MAY_CHANGE)
+            write_meta(folder)
         return train(
             algorithm,
             simulator,
