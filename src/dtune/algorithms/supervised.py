@@ -197,7 +197,7 @@ class Supervised:
         self.update = SupervisedUpdate(policy, config)
         self.metrics = Metrics()
 
-    def iterate(self, simulator: Simulator) -> dict[str, float]:  # noqa: ARG002  supervised learning walks nowhere
+    def iterate(self, simulator: Simulator | None = None) -> dict[str, float]:  # noqa: ARG002  it walks nowhere
         """`updates_per_iteration` gradient steps."""
         config = self.config
         self.metrics.begin()
