@@ -6,7 +6,7 @@ from invented import ablations, curve, learning
 
 from dtune.errors import ConfigError
 from dtune.experiments.reports.drawing import AXES, COLOURS, colour, dash, draw_all, draw_panels
-from dtune.experiments.reports.figures import FIGURES, band, curve_label, curves_of
+from dtune.experiments.reports.figures import FIGURES, apart, band, curve_label, curves_of
 from dtune.experiments.reports.results import read_results
 
 
@@ -128,3 +128,95 @@ def test_axes_are_logarithmic_where_costs_are_far_apart(tmp_path, monkeypatch):
     assert scales == ["log"]
     draw_panels([("", AXES[1], {"grpo": runs["grpo"]})], tmp_path / "x", columns=1, names={"grpo": ""})
     assert scales == ["log"]
+
+
+def test_a_logarithmic_axis_shows_nothing_before_the_first_evaluation_of_every_seed(tmp_path, monkeypatch):
+    """Seeds judged at 0 and then at 4,000 and 5,000 steps: the line begins at 5,000, and so does its band."""
+    seeds = [
+        curve(seed=seed, scores=[1.0, 20.0, 30.0], env_steps=[0.0, first, 90_000.0])
+        for seed, first in enumerate((4_000.0, 5_000.0))
+    ]
+    short = curve(method="odt", scores=[1.0, 2.0, 3.0], env_steps=[0.0, 100.0, 200.0])
+    runs = {
+        "grpo": band(seeds, "env_steps", "normalized_score"),
+        "odt": band([short], "env_steps", "normalized_score"),
+    }
+    (axes,) = _drawn(monkeypatch, tmp_path, [("", AXES[1], runs)], {"grpo": "", "odt": ""})
+    assert axes.get_xscale() == "log"
+    long, other = axes.get_lines()
+    assert list(long.get_xdata()) == [5_000, 90_000]
+    assert list(other.get_xdata()) == [100, 200]
+    assert axes.get_xlim()[0] == 100
+    assert axes.collections[0].get_paths()[0].vertices[:, 0].min() == 5_000
+
+
+def test_a_policy_that_does_not_learn_is_level_on_a_logarithmic_axis(tmp_path, monkeypatch):
+    runs = {
+        method: band([learning("x", method, 0, 9.0, 4)], "env_steps", "normalized_score") for method in ("grpo", "odt")
+    } | {"dt": band([curve(method="dt", scores=[3.0])], "env_steps", "normalized_score")}
+    (axes,) = _drawn(monkeypatch, tmp_path, [("", AXES[1], runs)], dict.fromkeys(runs, ""))
+    assert axes.get_xscale() == "log"
+    assert list(axes.get_lines()[2].get_ydata()) == [3, 3]
+
+
+def test_seeds_without_a_common_range_are_drawn_singly(tmp_path, monkeypatch):
+    """One ends at 300 steps, the other is first measured at 400; the figure says what thin lines are."""
+    seeds = [
+        curve(seed=0, scores=[1.0, 2.0, 3.0], ratio_peak=[np.nan, 8.0, 4.0], env_steps=[0.0, 200.0, 300.0]),
+        curve(seed=1, scores=[1.0, 2.0, 3.0], ratio_peak=[np.nan, 9.0, 5.0], env_steps=[0.0, 400.0, 600.0]),
+    ]
+    assert band(seeds, "env_steps", "ratio_peak", logarithmic=True) is None
+    runs = {"grpo": apart(seeds, "env_steps", "ratio_peak", logarithmic=True)}
+    (axes,) = _drawn(monkeypatch, tmp_path, [("", AXES[1], runs)], {"grpo": "GRPO"}, logarithmic=True)
+    assert [list(line.get_xdata()) for line in axes.get_lines()] == [[200, 300], [400, 600]]
+    np.testing.assert_allclose([line.get_ydata() for line in axes.get_lines()], [[8, 4], [9, 5]])
+    (legend,) = axes.figure.legends
+    assert "thin lines: seeds singly" in legend.get_title().get_text()
+    assert [text.get_text() for text in legend.get_texts()] == ["GRPO"]
+
+
+def test_a_mean_that_only_0_made_a_line_is_seeds_singly_on_a_logarithmic_axis(tmp_path, monkeypatch):
+    """From 0 to 300 there are both, the second by interpolation towards 40,000: above 0 they share nothing."""
+    seeds = [
+        curve(seed=seed, scores=[1.0, 2.0, 3.0], env_steps=steps)
+        for seed, steps in enumerate(([0.0, 200.0, 300.0], [0.0, 40_000.0, 60_000.0]))
+    ]
+    other = band([curve(method="ppo", env_steps=[0.0, 10.0, 20.0, 9_000.0])], "env_steps", "normalized_score")
+    runs = {"grpo": band(seeds, "env_steps", "normalized_score"), "ppo": other}
+    (axes,) = _drawn(monkeypatch, tmp_path, [("", AXES[1], runs)], {"grpo": "", "ppo": ""})
+    assert [list(line.get_xdata()) for line in axes.get_lines()[:2]] == [[200, 300], [40_000, 60_000]]
+
+
+def test_every_curve_with_numbers_is_in_every_panel(tmp_path, monkeypatch):
+    peaks = [np.nan, 5.0, 6.0, 7.0]
+    curves = [
+        curve(method=method, seed=seed, ratio_peak=peaks, env_steps=scale * np.arange(4.0))
+        for method in ("grpo", "grpo+relabel")
+        for seed, scale in enumerate((1.0, 100.0))
+    ]
+    shown = _axes(monkeypatch)
+    draw_all(curves, tmp_path, ["1"])
+    assert len(shown) == 6
+    assert all({line.get_label() for line in axes.get_lines()} == {"grpo", "grpo+relabel"} for axes in shown)
+
+
+def _drawn(monkeypatch, folder, panels, names, **options):
+    """The panels, after drawing."""
+    shown = _axes(monkeypatch)
+    draw_panels(panels, folder / "x", columns=1, names=names, **options)
+    return shown
+
+
+def _axes(monkeypatch):
+    """A list of the panels of the figures drawn from now on."""
+    from matplotlib.figure import Figure
+
+    shown, save = [], Figure.savefig
+
+    def keep(self, path, **options):
+        if path.suffix == ".png":
+            shown.extend(self.axes)
+        save(self, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return shown

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtune.errors import ConfigError
-from dtune.experiments.reports.figures import AXES, FIGURES, Axis, Band, FigureSpec, band, curve_label, curves_of
+from dtune.experiments.reports.figures import AXES, FIGURES, Axis, Band, FigureSpec, apart, band, curve_label, curves_of
 from dtune.experiments.reports.results import Curve
 from dtune.experiments.reports.scores import published
 
@@ -34,6 +34,9 @@ LOGARITHMIC = 10
 
 Panel = tuple[str, Axis, Mapping[str, Band]]
 """Title, horizontal axis, and the bands by method."""
+
+THIN = 0.8
+"""Width of the lines of single seeds, where there is no mean of them."""
 
 WIDE = 3
 """More datasets than this in a figure: a panel each, and a file an axis."""
@@ -174,41 +177,63 @@ def _in_order(chosen: Mapping[str, Mapping[str, list[Curve]]]) -> list[tuple[str
 
 
 def _bands(runs: Mapping[str, list[Curve]], axis: Axis, up: str) -> dict[str, Band]:
-    found = {method: band(curves, axis.column, up, logarithmic=up == "ratio_peak") for method, curves in runs.items()}
+    """Of every method with numbers; seeds that share no place are kept singly."""
+    logarithmic = up == "ratio_peak"
+    found = {
+        method: band(curves, axis.column, up, logarithmic=logarithmic)
+        or apart(curves, axis.column, up, logarithmic=logarithmic)
+        for method, curves in runs.items()
+    }
     return {method: one for method, one in found.items() if one is not None}
 
 
 def _draw_panel(
     axes: "Axes", heading: str, axis: Axis, bands: Mapping[str, Band], order: Sequence[str], logarithmic: bool
 ) -> None:
-    for method, one in bands.items():
-        style: dict[str, Any] = {"color": colour(method, order), "linestyle": dash(method, order), "label": method}
-        mean, low, high = one.mean, one.mean - one.deviation, one.mean + one.deviation
-        if logarithmic:
-            mean, low, high = (10.0**values for values in (mean, low, high))
-        if len(one.across) == 1:  # a policy that does not learn: the same everywhere
-            axes.axhline(mean[0], **style)
-            continue
-        axes.plot(one.across, mean, **style)
-        if one.seeds > 1:
-            axes.fill_between(one.across, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    far = _far(bands)
+    shown = {method: one.above_zero() if far else one for method, one in bands.items()}
+    for method, one in shown.items():
+        style = {"color": colour(method, order), "linestyle": dash(method, order), "label": method}
+        _draw_band(axes, one, style, logarithmic)
     if logarithmic:
         axes.set_yscale("log")
     axes.set_title(heading, loc="left")
-    _scale_across(axes, axis, bands)
+    _scale_across(axes, axis, shown, far)
 
 
-def _scale_across(axes: "Axes", axis: Axis, bands: Mapping[str, Band]) -> None:
-    """Labels the horizontal axis; logarithmic from the first step on where the bands' ends are far apart."""
+def _draw_band(axes: "Axes", one: Band, style: dict[str, Any], logarithmic: bool) -> None:
+    """A level line, a mean with its deviation or, where that would be no line, thin lines of the seeds."""
+
+    def raised(values: Any) -> Any:
+        return 10.0**values if logarithmic else values
+
+    if one.constant and len(one.across):
+        axes.axhline(raised(one.mean[0]), **style)
+    elif len(one.across) > 1:
+        axes.plot(one.across, raised(one.mean), **style)
+        if one.seeds > 1:
+            low, high = raised(one.mean - one.deviation), raised(one.mean + one.deviation)
+            axes.fill_between(one.across, low, high, color=style["color"], alpha=0.18, linewidth=0)
+    else:
+        width: dict[str, Any] = {"linewidth": THIN} if len(one.lines) > 1 else {}
+        for places, values in one.lines:
+            axes.plot(places, raised(values), marker="o" if len(places) == 1 else "", markersize=3, **width, **style)
+
+
+def _far(bands: Mapping[str, Band]) -> bool:
+    """Whether curves end so far apart that the horizontal axis is logarithmic."""
+    ends = [float(path[-1]) for one in bands.values() if not one.constant for path in one.paths if path[-1] > 0]
+    return bool(ends) and max(ends) > LOGARITHMIC * min(ends)
+
+
+def _scale_across(axes: "Axes", axis: Axis, shown: Mapping[str, Band], far: bool) -> None:
+    """Labels the horizontal axis; a logarithmic one begins where the first of the curves begins."""
     from matplotlib.ticker import EngFormatter, ScalarFormatter
 
-    paths = [one.across for one in bands.values() if len(one.across) > 1]
-    ends, starts = [path[-1] for path in paths], [path[path > 0][0] for path in paths if path[-1] > 0]
-    far = bool(starts) and max(ends) > LOGARITHMIC * min(end for end in ends if end > 0)
     axes.set_xlabel(axis.label + (", logarithmic" if far else ""))
     if far:
         axes.set_xscale("log")
-        axes.set_xlim(left=min(starts))
+        axes.set_xlim(left=min(path[0] for one in shown.values() if not one.constant for path in one.paths))
     else:
         axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep="") if axis.column == "env_steps" else ScalarFormatter())
@@ -219,10 +244,13 @@ def _finish(
     names: Mapping[str, str], title: str,
 ) -> None:  # fmt: skip
     """One legend and one line below all panels, where they cover nothing."""
-    handles = {line.get_label(): line for axes in shown for line in axes.get_lines()}
+    lines = sorted((line for axes in shown for line in axes.get_lines()), key=lambda line: line.get_linewidth())
+    handles = {line.get_label(): line for line in lines}  # of a curve that is thin in one panel only, the thick one
     seeds = sorted({one.seeds for _, _, bands in panels for one in bands.values()})
     said = "" if not seeds else str(seeds[0]) if seeds[0] == seeds[-1] else f"{seeds[0]} to {seeds[-1]}"
     meaning = f"mean and ± 1 standard deviation over {said} seeds" if seeds and seeds[-1] > 1 else "one seed"
+    if any(line.get_linewidth() == THIN for line in lines):
+        meaning += "; thin lines: seeds singly, where they were not judged over a common range"
     present = [method for method in names if method in handles]
     figure.legend(
         [handles[method] for method in present], [names[method] for method in present],

@@ -1,7 +1,7 @@
 """Figures 1 to 4 from records: which curves belong to which, and their means over seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
@@ -105,6 +105,10 @@ FIGURES: dict[str, FigureSpec] = {
 """Figures by the name they have on the command line; `grpo` itself is the preset's choice."""
 
 
+Line = tuple[Float64[np.ndarray, "_"], Float64[np.ndarray, "_"]]
+"""Places and values of one seed."""
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class Band:
@@ -116,6 +120,29 @@ class Band:
     mean: Float64[np.ndarray, "points"]
     deviation: Float64[np.ndarray, "points"]
     """Zeros of one seed."""
+    lines: Sequence[Line]
+    """What each seed measured."""
+
+    @property
+    def constant(self) -> bool:
+        """Whether it was judged once: a policy that does not learn, the same everywhere."""
+        return all(len(places) == 1 for places, _ in self.lines)
+
+    @property
+    def paths(self) -> list[Float64[np.ndarray, "_"]]:
+        """The places of its mean or, where that would be no line, of each seed."""
+        return [self.across] if len(self.across) > 1 else [places for places, _ in self.lines if len(places)]
+
+    def above_zero(self) -> "Band":
+        """What a logarithmic axis can show: nothing before every seed was judged at a place above 0."""
+        if self.constant:
+            return self
+        lines = [(places[places > 0], values[places > 0]) for places, values in self.lines]
+        begin = max(places[0] if len(places) else np.inf for places, _ in lines)
+        kept = self.across >= begin
+        return replace(
+            self, across=self.across[kept], mean=self.mean[kept], deviation=self.deviation[kept], lines=lines
+        )
 
 
 def curves_of(spec: FigureSpec, curves: Sequence[Curve]) -> dict[str, dict[str, list[Curve]]]:
@@ -161,15 +188,11 @@ def band(
         points: of the result, at most.
 
     Returns:
-        None where a seed has no number of one of the columns.
+        None where a seed has no number of one of the columns, or seeds share no place.
     """
-    lines = []
-    for curve in curves:
-        x, y = curve.column(across), curve.column(up)
-        there = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not logarithmic))
-        if not there.any():
-            return None
-        lines.append((x[there], np.log10(y[there]) if logarithmic else y[there]))
+    lines = _lines(curves, across, up, logarithmic)
+    if len(lines) < len(curves):
+        return None
     first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
     if last < first:
         return None
@@ -180,8 +203,32 @@ def band(
     values = np.stack([np.interp(places, x, y) for x, y in lines])
     deviation = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(len(places))
     return Band(
-        method=curves[0].method, seeds=len(curves), across=places, mean=values.mean(axis=0), deviation=deviation
-    )
+        method=curves[0].method, seeds=len(curves), across=places, mean=values.mean(axis=0), deviation=deviation,
+        lines=lines,
+    )  # fmt: skip
+
+
+def apart(curves: Sequence[Curve], across: str, up: str, *, logarithmic: bool = False) -> Band | None:
+    """The seeds singly, of which `band` makes no mean: a band without places, but with lines.
+
+    Returns:
+        None where no seed has numbers of both columns.
+    """
+    lines, none = _lines(curves, across, up, logarithmic), np.empty(0)
+    if not lines:
+        return None
+    return Band(method=curves[0].method, seeds=len(lines), across=none, mean=none, deviation=none, lines=lines)
+
+
+def _lines(curves: Sequence[Curve], across: str, up: str, logarithmic: bool) -> list[Line]:
+    """Of each seed that has any, the places and values where both columns are numbers."""
+    lines = []
+    for curve in curves:
+        x, y = curve.column(across), curve.column(up)
+        there = np.isfinite(x) & np.isfinite(y) & ((y > 0) | (not logarithmic))
+        if there.any():
+            lines.append((x[there], np.log10(y[there]) if logarithmic else y[there]))
+    return lines
 
 
 def _fits(pattern: str, method: str) -> str | None:
