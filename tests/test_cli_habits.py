@@ -3,6 +3,7 @@
 import contextlib
 import io
 import subprocess
+from importlib.metadata import version
 
 import pytest
 
@@ -80,3 +81,10 @@ def test_every_command_is_completed(script):
 def test_zsh_speaks_bash(capsys):
     cli.main(["completion", "zsh"])
     assert capsys.readouterr().out.startswith("autoload -U +X compinit bashcompinit")
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"dtune {version('dtune')}\n"

@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 
 from dtune.cli import data, recording, reporting, sharing, training
 from dtune.cli.check import check
@@ -36,7 +37,8 @@ USAGE = """usage: dtune COMMAND ... [--debug]
   dtune push PATH USER/NAME           send a policy to Hugging Face, with a model card
   dtune completion bash|zsh           print what makes the shell complete all this
 
-`dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter.
+`dtune COMMAND --help` lists what else can be said; `dtune finetune METHOD/DATASET --help` every hyperparameter;
+`dtune --version` the version.
 The same command again continues a run that was cut off. Exit codes: 0 done, 2 usage or configuration, 3 data,
 4 environment, 5 numbers no longer finite, 75 stopped by SIGTERM or SIGUSR1, 130 by Ctrl-C (saved), 1 anything else."""
 
@@ -86,6 +88,9 @@ def _run(given: list[str]) -> None:
     if not given or given[0] in ("-h", "--help"):
         print(USAGE, file=sys.stdout if given else sys.stderr)
         sys.exit(0 if given else 2)
+    if given[0] == "--version":
+        print(f"dtune {version('dtune')}")
+        sys.exit(0)
     command = COMMANDS.get(given[0])
     if command is None:
         hint = meant(given[0], COMMANDS)
