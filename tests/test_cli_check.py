@@ -79,6 +79,7 @@ def test_a_broken_one(check, registered):
         (["env", "CartPole-v1", "--workers", "0"], 4, "Discrete"),
         (["env", "Pendulum-v1", "--workers", "-2"], 2, "negative"),
         (["env", "Pendulum-v1", "--step", "3"], 2, "--steps"),
+        (["env", "hopper", "--steps", "0"], 2, "steps must be at least 1, got 0"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

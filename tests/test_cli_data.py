@@ -135,9 +135,13 @@ def test_show_gathers_every_problem_and_ends_with_3(data, tmp_path):
 
 def test_show_of_a_file_that_is_none_ends_with_3(data, tmp_path):
     (tmp_path / "a.hdf5").write_bytes(b"<html>")
+    (tmp_path / "text.npz").write_text("text\n")
     for arguments, part in (
         (["a.hdf5"], "not a readable HDF5 file"),
-        (["b.hdf5"], "is not there"),
+        (["b.hdf5"], "b.hdf5 is not there: give the path of a file (HDF5 of D4RL's or Minari's layout, or .npz)"),
+        (["text.npz"], "text.npz is not a readable .npz file: write it with numpy.savez"),
+        (["."], ". is a folder: give the path of a file"),
+        (["hopper-medum-v2"], "there is no dataset hopper-medum-v2 (perhaps you meant hopper-medium-v2)"),
         (["b"], "no file here"),
     ):
         said = data("show", *arguments)
@@ -196,6 +200,8 @@ def test_make_records_where_pretraining_looks(data, tmp_path):
         (["hopper-medium"], "'hopper-medium' is no random dataset: choose one of hopper-random"),
         (["ant-random", "--episodes", "0"], "episodes must be at least 1, got 0"),
         (["ant-random", "--threads", "0"], "threads must be at least 1"),
+        (["ant-random", "--episodes", "2", "--seed", "-1"], "seed must be in [0, 2^63), got -1"),
+        (["ant-random", "--episodes", "2", "--out", ".."], "--out is to be a file, and .. is a folder"),
         ([], "NAME"),
     ],
 )

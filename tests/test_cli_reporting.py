@@ -105,3 +105,20 @@ def test_a_folder_without_records_is_refused(tmp_path, capsys):
     assert "holds no records" in fails(["report", str(tmp_path)], 3, capsys)
     assert "no finetuning run" in fails(["collect", str(tmp_path), "--out", str(tmp_path / "x")], 3, capsys)
     assert "holds no policy" in fails(["record", str(tmp_path), "--out", "x.gif"], 2, capsys)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "said"),
+    [
+        ("report", "--html=folder", "--html is to be a file, and folder is a folder: name another file"),
+        ("report", "--html=text/x.html", "--html needs text to be a folder, and text is a file: choose another --html"),
+        ("figures", "--out=text", "--out needs text to be a folder, and text is a file: choose another --out"),
+        ("figures", "--out=text/x", "--out needs text/x to be a folder, and text is a file: choose another --out"),
+        ("collect", "--out=text", "--out needs text to be a folder, and text is a file: choose another --out"),
+    ],
+)
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path, monkeypatch, capsys, command, option, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("text")
+    assert fails([command, "nowhere", option], 2, capsys) == f"dtune: {said}\n"

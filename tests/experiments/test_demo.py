@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from dtune.envs.tasks import normalized_score
-from dtune.errors import DtuneError
+from dtune.errors import ConfigError, DtuneError
 from dtune.experiments import demo, presets
 from dtune.experiments.demo import DemoConfig, draw_curves, final, run_demo, standing_still
 
@@ -70,6 +70,16 @@ def test_the_demo_goes_all_the_way_and_again_only_shows_the_results(tiny, capfd)
     lines = [line for line in first.splitlines() if line.startswith(" GRPO-DT ")]
     assert lines
     assert lines == [line for line in capfd.readouterr().out.splitlines() if line.startswith(" GRPO-DT ")]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [({"iterations": -1}, "iterations must be at least 0, got -1"), ({"seed": -1}, r"seed must be in \[0, 2\^63\)")],
+)
+def test_what_cannot_work_is_refused_before_anything_is_done(tiny, tmp_path, setting, said):
+    with pytest.raises(ConfigError, match=said):
+        run_demo(replace(tiny, **setting))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_fails_says_why(tiny, monkeypatch):

@@ -56,6 +56,24 @@ def test_what_is_not_needed_does_not_fail(tmp_path, monkeypatch):
     assert "make room" in found("disk", tmp_path).message
 
 
+def test_a_folder_that_is_not_there_yet_is_looked_at_where_it_would_be_made(tmp_path):
+    finding = found("folder", tmp_path / "not/yet")
+    assert finding.passed
+    assert finding.message.startswith(f"{tmp_path} can be written, where ")
+    assert f"GiB free in {tmp_path}" in found("disk", tmp_path / "not/yet").message
+
+
+@pytest.mark.parametrize("name", ["text.hdf5", "text.hdf5/runs"])
+def test_a_file_is_no_folder_and_4(tmp_path, capsys, name):
+    (tmp_path / "text.hdf5").write_text("text")
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--out", str(tmp_path / name)])
+    said = capsys.readouterr()
+    assert ended.value.code == 4
+    assert f"WRONG  folder       {tmp_path}/text.hdf5 is a file, not a folder: choose another --out" in said.out
+    assert said.err == "dtune: runs cannot be made here: folder, as said above\n"
+
+
 def test_more_threads_than_cores_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda pid: set())
     assert "OMP_NUM_THREADS=0" in found("threads", tmp_path).message

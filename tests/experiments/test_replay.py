@@ -72,6 +72,28 @@ def test_a_file_of_an_own_simulator_needs_to_be_told_the_task(tmp_path, capsys):
         assert part in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.npz", "there is no file nowhere.npz"),
+        ("folder", "folder is a folder"),
+        ("metrics.csv", "metrics.csv is no replay file"),
+        ("data.npz", "data.npz is no replay file"),
+    ],
+)
+def test_what_is_no_replay_file_is_told_which_to_give(tmp_path, monkeypatch, capsys, name, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "metrics.csv").write_text("iteration\n1\n")
+    np.savez(tmp_path / "data.npz", observations=np.zeros(3))
+    with pytest.raises(SystemExit) as ended:
+        main(["replay", name])
+    assert ended.value.code == 3
+    told = capsys.readouterr().err
+    assert told.startswith(f"dtune: {said}")
+    assert told.endswith(": give the replay_….npz of the run folder\n")
+
+
 def test_other_versions_are_told(tmp_path, capsys, monkeypatch):
     simulator = make_simulator("hopper")
     simulator.reset(1, seeded())

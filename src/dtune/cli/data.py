@@ -9,6 +9,7 @@ import tyro
 
 from dtune.cli import showing
 from dtune.cli.options import parse
+from dtune.cli.reporting import check_file
 from dtune.errors import ConfigError, DataError, meant
 
 USAGE = """say what to do with data:
@@ -90,6 +91,8 @@ def show(arguments: list[str]) -> None:
     splitting = command.splitting or (known.splitting if known else "locomotion")
     if known and known.random and not here(command.name):
         raise DataError(f"{command.name} is not recorded yet: `dtune data make {command.name}` does that.")
+    if not known:
+        _check_given(command.name)
     path = str(here(command.name) or find(command.name)) if known else command.name
     problems: list[str] = []
     columns = columns_of(path, complain=problems.append)
@@ -104,6 +107,28 @@ def show(arguments: list[str]) -> None:
     if known:
         showing.show_published(command.name, dataset)
     showing.show_list("Worth knowing", list(remarks(columns, dataset)))
+
+
+def _check_given(name: str) -> None:
+    """Refuses a slip in a name of Tables 2-4, and a path at which there is no recording."""
+    from dtune.data import hdf5, minari, npz
+    from dtune.envs.sources import SOURCES
+    from dtune.experiments.loading import FILE_ENDINGS
+
+    path, formats = Path(name).expanduser(), "HDF5 of D4RL's or Minari's layout, or .npz"
+    if path.is_dir():
+        raise DataError(f"{name} is a folder: give the path of a file ({formats})")
+    if not path.exists():
+        near = meant(name, SOURCES)
+        if path.suffix in FILE_ENDINGS:
+            raise DataError(f"{name} is not there: give the path of a file ({formats})")
+        if near and minari.ID.fullmatch(name) and not (minari.minari_folder() / name).exists():
+            raise DataError(f"there is no dataset {name}{near}: `dtune data list` shows them all")
+    elif path.suffix == ".npz":
+        with path.open("rb") as file:
+            begin = file.read(len(hdf5.SIGNATURE))
+        if not begin.startswith((npz.SIGNATURE, hdf5.SIGNATURE, b"\x80")):  # a pickle is told of by who reads
+            raise DataError(f"{name} is not a readable .npz file: write it with numpy.savez, or download it again")
 
 
 def make(arguments: list[str]) -> None:
@@ -138,6 +163,10 @@ def make(arguments: list[str]) -> None:
     for what, value in (("episodes", episodes), ("threads", command.threads)):
         if value < 1:
             raise ConfigError(f"{what} must be at least 1, got {value}")
+    if not 0 <= command.seed < 2**63:
+        raise ConfigError(f"seed must be in [0, 2^63), got {command.seed}")
+    if command.out is not None:
+        check_file("--out", command.out)
     path = command.out or loading.recording(name, episodes, command.seed)
     if path.is_file():
         print(f"{path} is there already")

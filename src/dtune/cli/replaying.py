@@ -1,12 +1,13 @@
 """`dtune replay`: walks again what a run was stopped for."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 
 from dtune.cli.options import parse
-from dtune.errors import ConfigError
+from dtune.errors import ConfigError, DataError
 
 SHOWN = 5
 """Steps shown at both ends of a walk, unless all are asked for."""
@@ -34,6 +35,7 @@ def replay(arguments: list[str]) -> None:
     from dtune.experiments.folder import versions
     from dtune.experiments.replay import read_replay, walk_again
 
+    _check_file(command.file)
     found = read_replay(command.file)
     task = found.task if command.task is None else command.task
     if task is None:
@@ -57,3 +59,17 @@ def replay(arguments: list[str]) -> None:
                 )
         wrong = moments[-1].wrong if moments else None
         print(f"  first bad number at step {moments[-1].step}: {wrong}" if wrong else "  every number is finite")
+
+
+def _check_file(path: Path) -> None:
+    """Refuses what is no replay file at all; whether one is damaged is found by reading it."""
+    from dtune.data.npz import open_archive
+
+    wanted = "give the replay_….npz of the run folder"
+    if not path.is_file():
+        raise DataError(f"{path} is a folder: {wanted}" if path.is_dir() else f"there is no file {path}: {wanted}")
+    try:
+        with open_archive(path) as archive:
+            archive.getinfo("header.npy")
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise DataError(f"{path} is no replay file, or not a whole one: {wanted}") from error

@@ -10,6 +10,20 @@ from dtune.cli.options import parse
 from dtune.errors import ConfigError
 
 
+def check_file(option: str, path: Path) -> None:
+    """Refuses a path at which no file can be made, before the work that would be lost."""
+    if path.is_dir():
+        raise ConfigError(f"{option} is to be a file, and {path} is a folder: name another file")
+    check_folder(option, path.parent)
+
+
+def check_folder(option: str, path: Path) -> None:
+    """Refuses a path at which no folder can be made, before the work that would be lost."""
+    there = next((place for place in (path, *path.parents) if place.exists()), path)
+    if there.exists() and not there.is_dir():
+        raise ConfigError(f"{option} needs {path} to be a folder, and {there} is a file: choose another {option}")
+
+
 def collect(arguments: list[str]) -> None:
     """`dtune collect RUNS --out DIR`."""
 
@@ -25,6 +39,7 @@ def collect(arguments: list[str]) -> None:
         """Name of a folder that must be in a run's path, as `small` where scales lie side by side."""
 
     command = parse(Collect, "collect", arguments)
+    check_folder("--out", command.out)
     from dtune.experiments.reports.collect import write_results
 
     written, left_out = write_results(command.runs, command.out, only=command.only)
@@ -55,6 +70,7 @@ def report(arguments: list[str]) -> None:
     if command.html is None:
         _show(command.results, command.format, command.score, command.methods)
         return
+    check_file("--html", command.html)
     from dtune.experiments.reports import page, pages
     from dtune.experiments.reports.collect import load
 
@@ -102,6 +118,7 @@ def figures(arguments: list[str]) -> None:
         """Which, as `1 2c 4a`; all that there are records for by default."""
 
     command = parse(Figures, "figures", arguments)
+    check_folder("--out", command.out)
     from dtune.experiments.reports import collect
     from dtune.experiments.reports.drawing import draw_all
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from dtune.envs.comparison import Walked, WrongError, going, require, require_equal, require_rows, same, take
 from dtune.envs.simulator import Inspectable, Outcome, Restorable, Simulator
 from dtune.envs.trial import missing_parts
-from dtune.errors import DtuneError, SimulatorError
+from dtune.errors import ConfigError, DtuneError, SimulatorError
 from dtune.findings import Finding, find
 
 _ROWS = 6
@@ -28,7 +28,12 @@ def check_simulator(simulator: Simulator, *, steps: int = 100, seed: int = 0) ->
 
     Returns:
         One finding a check. The simulator can be used if all that are `needed` have passed.
+
+    Raises:
+        ConfigError: if there are no steps to compare.
     """
+    if steps < 1:
+        raise ConfigError(f"steps must be at least 1, got {steps}")
     check = _Check(simulator, steps, seed)
     checks: tuple[tuple[str, Callable[[], str]], ...] = (
         ("reset", check.reset),

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dtune.envs.tasks import normalized_score, task_info
-from dtune.errors import DtuneError
+from dtune.errors import ConfigError, DtuneError
 from dtune.experiments import presets, run
 from dtune.experiments.record import read_run
 from dtune.experiments.reports.collect import Identity, make_curve
@@ -45,14 +45,18 @@ def run_demo(config: DemoConfig) -> None:
     """Does all of it; the same call again continues, or only shows the results.
 
     Raises:
+        ConfigError: if a setting cannot work.
         DtuneError: if one of the two runs fails, with its message.
     """
     folder = config.out / config.dataset / f"seed{config.seed}"
     pretraining = presets.pretraining(config.dataset, "small", seed=config.seed)
+    if config.iterations is not None and config.iterations < 0:
+        raise ConfigError(f"iterations must be at least 0, got {config.iterations}")
+    chosen = {m: presets.finetuning(m, config.dataset, "small", iterations=config.iterations) for m in METHODS}
+    lengths = {method: preset.iterations for method, preset in chosen.items()}
     began = time.monotonic()
     run.pretrain_preset(pretraining, folder / "pretrain")
     commands = {method: _command(config, folder, method) for method in METHODS}
-    lengths = {m: config.iterations or presets.finetuning(m, config.dataset, "small").iterations for m in METHODS}
     _side_by_side(commands, folder, lengths)
     records = {METHODS[method]: read_run(folder / method) for method in METHODS}
     figure = folder / "curves.png"

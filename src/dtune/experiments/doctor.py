@@ -42,6 +42,7 @@ def examine(folder: Path) -> list[Finding]:
         find("threads", _threads, needed=False),
         find("graphics", _graphics, needed=False),
         find("gpu", _gpu, needed=False),
+        find("folder", partial(_folder, folder)),
         find("disk", partial(_disk, folder), needed=False),
         find("data", _data, needed=False),
         *(find(name, partial(_extra, name, package), needed=False)
@@ -115,10 +116,22 @@ def _gpu() -> str:
     return ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
 
 
+def _above(folder: Path) -> Path:
+    """The folder, or the nearest one above that is there: it would be made in that one."""
+    whole = folder.resolve()
+    return next(place for place in (whole, *whole.parents) if place.exists())
+
+
+def _folder(folder: Path) -> str:
+    there = _above(folder)
+    require(there.is_dir(), f"{there} is a file, not a folder: choose another --out")
+    require(os.access(there, os.W_OK | os.X_OK), f"{there} cannot be written: choose another --out")
+    return f"{there} can be written" + ("" if there == folder.resolve() else f", where {folder} would be made")
+
+
 def _disk(folder: Path) -> str:
-    free = shutil.disk_usage(folder).free
-    require(os.access(folder, os.W_OK), f"{folder.resolve()} cannot be written: choose another --out")
-    said = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
+    free = shutil.disk_usage(_above(folder)).free
+    said = f"{free / 2**30:.1f} GiB free in {_above(folder)}"
     require(free >= LEAST_FREE, f"{said}: make room, a run of the paper's size may take {LEAST_FREE >> 30} GiB")
     return said
 

@@ -113,7 +113,7 @@ def test_nan_is_no_agreement(pretrained, tmp_path, monkeypatch, exported):
 @pytest.mark.slow
 def test_a_reinformer_predicts_what_it_acts_on(reinformer, tmp_path):
     policy, done = load_policy(reinformer), export_elsewhere(reinformer, tmp_path)
-    assert done.compared_on == "windows drawn at random"
+    assert done.compared_on == "numbers drawn at random"
     context = windows(policy, 5)
     feed = {name: getattr(context, name).numpy() for name in INPUTS}
     feed["returns_to_go"][:, -1] = 1e6  # what is asked for now does not matter

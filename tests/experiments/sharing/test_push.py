@@ -1,7 +1,9 @@
 """Policies go to the hub and come back; the hub is a stand-in on this machine."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +125,26 @@ def test_nobody_answers(server, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(DataError, match=r"somebody/hopper is no folder here.*your network"):
         dtune.load_policy("somebody/hopper")
+
+
+def test_a_fresh_process_gets_as_far_as_the_server(server, tmp_path):
+    """Parts of huggingface_hub are there only once somebody has imported them, as this process has."""
+    code = "from dtune.experiments.sharing.hub import pull; print(pull('somebody/hopper'))"
+    server.repositories["somebody/hopper"] = {f"{hub.PLACE}/policy.json": b"{}"}
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **settings}, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert (Path(done.stdout.strip()) / hub.PLACE / "policy.json").read_bytes() == b"{}"
+
+
+def test_a_fault_of_code_is_not_called_one_of_the_network(server, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: None.nothing)
+    with pytest.raises(AttributeError):
+        hub.pull("somebody/hopper")
 
 
 def test_who_may_not_write_is_told_to_log_in(server, pretrained):

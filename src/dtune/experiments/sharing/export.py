@@ -35,7 +35,7 @@ class Exported:
     inputs: dict[str, list[Any]]
     """Shape of each input; text where any number will do."""
     compared_on: str
-    """Where the windows are from."""
+    """What the windows are of."""
     differences: dict[str, float]
     """Largest difference from the policy, by output."""
 
@@ -121,7 +121,7 @@ def compare(network: bytes, policy: StoredPolicy, windows: Steps) -> dict[str, f
 
 
 def _windows(policy: StoredPolicy, about: Mapping[str, Any], generator: torch.Generator) -> tuple[Steps, str]:
-    """`WINDOWS` windows, and where they are from: the policy's own walks, where its world is known."""
+    """`WINDOWS` windows, and what they are of: the policy's own walks, where its world is known."""
     name = about.get("dataset")
     if name is not None:
         try:
@@ -130,7 +130,7 @@ def _windows(policy: StoredPolicy, about: Mapping[str, Any], generator: torch.Ge
             pass
         else:
             return _walked(policy, simulator, float(about.get("return_to_go", 0)), generator), f"its walks in {name}"
-    return _drawn(policy, float(about.get("return_to_go", 1000)), generator), "windows drawn at random"
+    return _drawn(policy, float(about.get("return_to_go", 1000)), generator), "numbers drawn at random"
 
 
 def _walked(policy: StoredPolicy, simulator: Any, return_to_go: float, generator: torch.Generator) -> Steps:

@@ -34,10 +34,10 @@ def pull(repository: str) -> Path:
         ConfigError: if huggingface_hub is not installed.
     """
     library = _library(f"{repository} is no folder here, and to ask Hugging Face for it")
+    # files of its own: in the hub's cache they are links, which are refused in a checkpoint
+    own = Path(library.constants.HF_HUB_CACHE).parent / "dtune" / repository
     what = f"{repository} is no folder here, and could not be fetched from Hugging Face"
     with _refusals(what, "check its name, your network, and whether it is public (else set HF_TOKEN)"):
-        # files of its own: in the hub's cache they are links, which are refused in a checkpoint
-        own = Path(library.constants.HF_HUB_CACHE).parent / "dtune" / repository
         found = library.snapshot_download(
             repository, allow_patterns=[f"{PLACE}/*"], endpoint=_endpoint(), local_dir=own
         )
@@ -76,6 +76,7 @@ def _endpoint() -> str | None:
 def _library(what: str) -> Any:
     try:
         import huggingface_hub
+        import huggingface_hub.constants  # the package alone does not have it
     except ImportError as error:
         raise ConfigError(f"{what}, huggingface_hub is needed: pip install 'dtune[hub]'") from error
     return huggingface_hub
@@ -86,6 +87,8 @@ def _refusals(what: str, way_out: str) -> Iterator[None]:
     """Makes a sentence of whatever the library raises: it, and the client it speaks through, have many kinds."""
     try:
         yield
+    except (AttributeError, ImportError, NameError):
+        raise  # a fault of code, which no network mends
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
         raise DataError(f"{what} ({said[:200].rstrip('. ')}): {way_out}") from error
