@@ -108,8 +108,8 @@ def finetune(
     with together.joined(folder):
         if folder is not None and not parallel.rank():
             own = getattr(algorithm, "config", None)  # an algorithm of one's own may have none
-            settings = {"algorithm": own} if is_dataclass(own) else {}
-            settings |= {"task": task, "return_to_go": goal, "iterations": iterations}
+            settings = {"task": task, "return_to_go": goal, "iterations": iterations}
+            settings |= {"algorithm": own} if is_dataclass(own) else {}
             settle_config(folder, settings, may_change=MAY_CHANGE)
             write_meta(folder)
         return train(
