@@ -14,6 +14,8 @@ from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.wrappers import TimeLimit
 
 HORIZON = 12
+LATE = 3.0
+"""Seconds."""
 
 
 def limited(env: gymnasium.Env, horizon: int = HORIZON) -> gymnasium.Env:
@@ -55,6 +57,19 @@ class Wind:
 
 def drift():
     return limited(Drift())
+
+
+class Brittle(Drift):
+    """Breaks whenever it is pushed as hard as can be."""
+
+    def step(self, action):
+        if action[0] == self.action_space.high[0]:
+            raise ValueError("too hard a push")
+        return super().step(action)
+
+
+def brittle():
+    return limited(Brittle())
 
 
 class Mute(Drift):
@@ -147,7 +162,7 @@ _SIGNALS = {"stop": signal.SIGSTOP, "kill": signal.SIGKILL, "segv": signal.SIGSE
 
 
 class Fuse(gymnasium.Wrapper):
-    """Fails at its `step`-th step while `fuse`, a file, is there; burns that down, one byte a failure."""
+    """Fails, or is late, at its `step`-th step while `fuse`, a file, is there; burns it down, one byte a failure."""
 
     def __init__(self, env, fuse, how, step):
         super().__init__(env)
@@ -167,7 +182,10 @@ class Fuse(gymnasium.Wrapper):
                 os._exit(3)
             if self.how == "hang":
                 time.sleep(100)
-            os.kill(os.getpid(), _SIGNALS[self.how])
+            if self.how == "late":
+                time.sleep(LATE)
+            else:
+                os.kill(os.getpid(), _SIGNALS[self.how])
         return super().step(action)
 
 

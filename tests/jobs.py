@@ -98,6 +98,18 @@ def command(
     return 0
 
 
+def unlike(me: int) -> dict[str, list[torch.nn.Parameter]]:
+    """Parameters that are others on the other ranks, though all bits together come to the same."""
+    first = torch.tensor([1.0, 2.0, 3.0])
+    bits = first.view(torch.int32)
+    others = {
+        "ulps": (bits + torch.tensor([1, -1, 0], dtype=torch.int32)).view(torch.float32),
+        "more ulps": (bits + torch.tensor([1, -2, 1], dtype=torch.int32)).view(torch.float32),
+        "order": first[[1, 0, 2]],
+    }
+    return {name: [torch.nn.Parameter((other if me else first).clone())] for name, other in others.items()}
+
+
 def collectives() -> dict[str, Any]:
     """Everything in `parallel` once, on values that say whose they are."""
     with parallel.begun():
@@ -116,7 +128,7 @@ def collectives() -> dict[str, Any]:
         if me == 1:
             parameters[1].grad = torch.full((2,), 5.0)
         told = parallel.sum_gradients(parameters, torch.tensor([1.0, float(me)]))
-        unlike = [torch.nn.Parameter(torch.tensor([1.0, 2.0 + 1e-7 * me]))]
+        other = unlike(me)
         return {
             "shares": [[part.start, part.stop] for part in (parallel.share(5, of) for of in range(many))],
             "owners": parallel.owners(5).tolist(),
@@ -129,7 +141,9 @@ def collectives() -> dict[str, Any]:
             "largest": parallel.largest(torch.tensor([float(me), -float(me)])).tolist(),
             "bytes": parallel.bytes_from_first(bytes([me] * (3 - me % 3))).hex(),
             "empty": parallel.bytes_from_first(b"" if not me else b"x").hex(),
-            "same": [parallel.same_from_first(parameters), parallel.same_from_first(unlike), unlike[0].tolist()],
+            "same": parallel.same_from_first(parameters),
+            "unlike": {name: parallel.same_from_first(values) for name, values in other.items()},
+            "made alike": [values[0].tolist() for values in other.values()],
             "traffic": dict(parallel.traffic),
         }
 

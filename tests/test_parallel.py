@@ -2,12 +2,16 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import Ranks, check_alike, close, iterations, torchrun, wait_for, workers
 from tiny import GRPO, IQL, PRETRAIN, outcome
 
@@ -40,14 +44,16 @@ def test_collectives(ranks):
     assert first["told"] == [3.0, 3.0]
     assert first["largest"] == [2.0, 0.0]
     assert (first["bytes"], first["empty"]) == ("000000", "")
-    assert first["same"] == [False, True, [1.0, 2.0]]
+    assert not first["same"]
+    assert first["unlike"] == {"ulps": True, "more ulps": True, "order": True}
+    assert first["made alike"] == [[1.0, 2.0, 3.0]] * 3
     sent = [other.pop("traffic") for other in told]
     assert [each["gather"] for each in sent] == [
         2 * 49,
         2 * 49 + 12,
         2 * 49,
     ]  # the one that has three numbers sends them
-    assert [each.get("broadcast", 0) for each in sent] == [2 * 8 + 3 + 8, 0, 0]
+    assert [each.get("broadcast", 0) for each in sent] == [2 * 8 + 3 + 3 * 12, 0, 0]
     assert {each["sum"] for each in sent} == {4 * (6 + 3 + 2)}
     for other in told:
         assert other == first
@@ -89,6 +95,20 @@ def test_a_rank_that_does_not_answer_ends_the_group_with_a_sentence(ranks, monke
     told = ranks.run("silence", 2, seconds=7, variables={"DTUNE_TIMEOUT": "3"})
     assert told[0].startswith("ParallelError: rank 0 of 2 has lost the others (sum: Timed out")
     assert "--max-restarts, goes on from the last checkpoint" in told[0]
+
+
+def test_ranks_started_again_meet_though_the_store_remembers_those_before(monkeypatch):
+    monkeypatch.setenv("DTUNE_TIMEOUT", "10")
+    store, names = dist.HashStore(), set()
+    store.set_timeout(timedelta(seconds=10))
+    for early in (0, 1, 0):  # who is there first, and finds only what those before had asked and answered
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(parallel._meet, store, early, 2)
+            time.sleep(0.3)
+            other = pool.submit(parallel._meet, store, 1 - early, 2)
+        assert one.result() == other.result()
+        names.add(one.result())
+    assert len(names) == 3
 
 
 def test_what_the_first_rank_cannot_read_ends_all(ranks):

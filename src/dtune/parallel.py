@@ -7,6 +7,7 @@ A collective is a call that all ranks make together: whoever makes it alone wait
 tensors travel, objects never: nothing that arrives can run.
 """
 
+import hashlib
 import math
 import os
 import re
@@ -267,9 +268,10 @@ def same_from_first(parameters: Sequence[Tensor]) -> bool:
     if ranks() == 1:
         return False
     flat = torch.cat([parameter.detach().flatten() for parameter in parameters])
-    digest = flat.view(torch.int32).sum(dtype=torch.long).cpu()
-    low, high = largest(torch.stack((-digest, digest))).tolist()
-    if -low == high:
+    sha256 = hashlib.sha256(flat.cpu().view(torch.uint8).numpy().data).digest()
+    digest = int.from_bytes(sha256[:8], signed=True)
+    low, high = largest(torch.tensor((~digest, digest))).tolist()  # the largest ~x is the smallest x
+    if ~low == high:
         return False
     for parameter, value in zip(parameters, from_first(flat).split([p.numel() for p in parameters]), strict=True):
         parameter.copy_(value.view_as(parameter))

@@ -19,6 +19,7 @@ from gymnasium.spaces import Box
 
 import dtune
 from dtune.envs.simulator import Restorable
+from dtune.envs.workers import LostError
 from dtune.errors import ConfigError, SimulatorError
 
 RESTORABLE = {
@@ -445,6 +446,75 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_another():
         simulator.reset(2, seeded())
         for chosen in actions:
             simulator._workers[0].ask("step", np.arange(2), np.ones((2, 1), np.float32))  # then Ctrl-C, say
+            assert all(torch.equal(a, b) for a, b in zip(simulator.step(chosen), undisturbed.step(chosen)))
+
+
+@pytest.mark.parametrize("before", ["interrupt", "failure"])
+def test_a_worker_that_is_late_while_it_is_brought_back_is_not_used_half_way(before, tmp_path):
+    undisturbed = here(worlds.drift)
+    actions, fuse = draw(8, 2, undisturbed), tmp_path / "fuse"
+    undisturbed.reset(2, seeded())
+    expected = [undisturbed.step(chosen) for chosen in actions]
+    make = partial(fused, worlds.brittle, fuse, "late", 1)
+    with dtune.GymnasiumSimulator(make, timeout=worlds.LATE * 2 / 3) as simulator:
+        simulator.reset(2, seeded())
+        walked = [simulator.step(chosen) for chosen in actions[:5]]
+        if before == "interrupt":
+            simulator._workers[0].ask("step", np.arange(2), np.zeros((2, 1), np.float32))
+        else:
+            with pytest.raises(SimulatorError, match=r"3 times in a row at the same step: ValueError: too hard a push"):
+                simulator.step(torch.ones(2, 1))
+        fuse.write_bytes(b"x")
+        walked += [simulator.step(chosen) for chosen in actions[5:]]
+    assert fuse.read_bytes() == b""
+    assert all(torch.equal(a, b) for outcome, other in zip(walked, expected) for a, b in zip(outcome, other))
+
+
+def test_a_step_that_fails_in_one_worker_moves_no_row_of_another():
+    undisturbed = here(worlds.brittle)
+    actions = draw(4, 4, undisturbed)
+    undisturbed.reset(4, seeded())
+    with dtune.GymnasiumSimulator(worlds.brittle, workers=2) as simulator:
+        simulator.reset(4, seeded())
+        for step, chosen in enumerate(actions):
+            if step == 2:
+                with pytest.raises(SimulatorError, match="too hard a push"):
+                    simulator.step(torch.tensor([[0.0], [0.0], [0.0], [1.0]]))
+            assert all(torch.equal(a, b) for a, b in zip(simulator.step(chosen), undisturbed.step(chosen)))
+
+
+def test_a_reset_that_fails_in_one_worker_leaves_all_rows_where_they_were():
+    undisturbed = here(worlds.drift)
+    actions = draw(2, 4, undisturbed)
+    undisturbed.reset(4, seeded())
+    with dtune.GymnasiumSimulator(worlds.drift, workers=2) as simulator:
+        simulator.reset(4, seeded())
+        assert all(torch.equal(a, b) for a, b in zip(simulator.step(actions[0]), undisturbed.step(actions[0])))
+        last = simulator._workers[1]
+        start, last._start = last._start, lost
+        last.close()
+        with pytest.raises(SimulatorError, match="3 times in a row at the same reset: no memory left"):
+            simulator.reset(7, seeded(1))
+        last._start = start
+        assert all(torch.equal(a, b) for a, b in zip(simulator.step(actions[1]), undisturbed.step(actions[1])))
+
+
+def lost():
+    raise LostError("no memory left")
+
+
+def test_a_worker_is_brought_back_from_the_snapshots_that_were_given():
+    undisturbed = here(worlds.drift)
+    actions = draw(4, 4, undisturbed)
+    saved = saved_by(undisturbed, actions)
+    undisturbed.restore(saved)
+    with dtune.GymnasiumSimulator(worlds.drift) as simulator:
+        given = saved.copy()
+        simulator.restore(given)
+        for step, chosen in enumerate(actions):
+            given[:] = saved[::-1]  # the caller's array, used for something else
+            if step == 2:
+                simulator._workers[0].hand.process.kill()
             assert all(torch.equal(a, b) for a, b in zip(simulator.step(chosen), undisturbed.step(chosen)))
 
 

@@ -86,8 +86,7 @@ class GymnasiumSimulator:
     def reset(self, count: int, generator: torch.Generator) -> Float64[Tensor, "count obs"]:
         """Starts `count` fresh episodes as rows 0..count-1; see `Simulator.reset`."""
         seeds = torch.randint(2**31 - 1, (count,), generator=generator).tolist()
-        shares = self._share_out(count)
-        began = self._each([("reset", seeds[share]) for share in shares])
+        began = self._begin("reset", seeds)
         self._clock = np.zeros(count, np.int64)
         self._observations = np.concatenate([*began, np.zeros((0, self.observation_dim))])
         return torch.from_numpy(self._observations.copy())
@@ -96,7 +95,8 @@ class GymnasiumSimulator:
         """Advances every row by one step; see `Simulator.step`. Faulty rows show zeros and are terminated.
 
         Raises:
-            SimulatorError: if actions do not fit the rows, or the environment failed three times in a row.
+            SimulatorError: if actions do not fit the rows, or the environment failed three times in a row; no row
+                has moved then.
         """
         worker, chosen = self._rows(), self._checked(actions)
         rows = [np.flatnonzero(worker == index) for index in range(len(self._workers))]
@@ -142,7 +142,7 @@ class GymnasiumSimulator:
                 "restore only what a simulator of the same environment gave."
             )
         clock, observations, states = np.split(snapshots, (1, 1 + self.observation_dim), axis=1)
-        self._each([("load", states[share]) for share in self._share_out(len(snapshots))])
+        self._begin("load", states.copy())  # repeated when a worker fails, whatever became of the caller's array
         self._clock, self._observations = clock[:, 0].astype(np.int64), observations.copy()
         return torch.from_numpy(observations.copy())
 
@@ -170,24 +170,29 @@ class GymnasiumSimulator:
         """The first worker finds out, all take it over."""
         self._workers[0].ask("learn")
         facts: Facts = self._workers[0].answer()
+        self._workers[0].remember()
         self._each([("prepare", facts)] * len(self._workers))
         return facts
 
     def _each(self, requests: list[tuple[Any, ...]]) -> list[Any]:
-        """Asks every worker for something and waits for all."""
+        """Asks every worker for something and waits for all; where one fails, none has done it."""
         if not self._finalizer.alive:
             raise SimulatorError("the simulator has been closed: make another.")
         for worker, request in zip(self._workers, requests, strict=True):
             worker.ask(*request)
-        return [worker.answer() for worker in self._workers]
+        found = [worker.answer() for worker in self._workers]
+        for worker in self._workers:
+            worker.remember()
+        return found
 
-    def _share_out(self, count: int) -> list[slice]:
-        """Gives each worker a slice of the rows."""
-        bounds = np.linspace(0, count, len(self._workers) + 1).astype(int)
+    def _begin(self, name: str, origins: list[int] | Float64[np.ndarray, "envs width"]) -> list[Any]:
+        """Begins an episode from each of `origins`, of which every worker gets a slice."""
+        bounds = np.linspace(0, len(origins), len(self._workers) + 1).astype(int)
+        found = self._each([(name, origins[start:stop]) for start, stop in pairwise(bounds)])
         sizes = np.diff(bounds)
         self._row_worker = np.repeat(np.arange(len(sizes)), sizes)
-        self._row_copy = np.arange(count) - bounds[self._row_worker]
-        return [slice(start, stop) for start, stop in pairwise(bounds)]
+        self._row_copy = np.arange(len(origins)) - bounds[self._row_worker]
+        return found
 
     def _rows(self) -> Int64[np.ndarray, "envs"]:
         if self._row_worker is None:

@@ -147,6 +147,9 @@ class There:
 class Worker:
     """A hand that is replaced when it fails.
 
+    After `ask` and `answer` comes `remember`. What is not remembered has not happened: an interrupt, a refusal or a
+    failure elsewhere came between, so the next request begins with a new hand, which does what is remembered.
+
     Args:
         start: makes a hand.
         seconds: an answer may take.
@@ -168,13 +171,14 @@ class Worker:
 
     def ask(self, *request: Any) -> None:
         """Begins what is requested; `answer` has to follow."""
-        if self._waiting:  # an interrupt left an answer unread: it must not be taken for the next one
+        if self._waiting:  # an answer may be unread, which must not be taken for the next one, or done and not wanted
             self.close()
         self._request, self._lost, self._waiting = request, None, True
         try:
             self._send()
         except LostError as error:
             self._lost = error
+            self.close()  # it may have done a part of what is remembered
 
     def answer(self) -> Any:
         """What came of it.
@@ -188,19 +192,23 @@ class Worker:
                 if self._lost is not None:
                     self._send()
                 assert self._hand is not None
-                found = self._hand.answer(self._limit(self._request))
+                return self._hand.answer(self._limit(self._request))
             except LostError as error:
                 self._lost = error
                 self.close()
-            except DtuneError:
-                self._waiting = False
-                raise
-            else:
-                self._remember()
-                return found
         raise SimulatorError(
             f"the environment failed {ATTEMPTS} times in a row {_WHEN[self._request[0]]}: {self._lost}."
         ) from self._lost
+
+    def remember(self) -> None:
+        """Counts what was answered as done."""
+        self._waiting, name = False, self._request[0]
+        if name == "prepare":
+            self._facts = self._request
+        if name in _BEGINS:
+            self._done = []
+        if name in _REPEATED:
+            self._done.append(self._request)
 
     def close(self) -> None:
         """Ends the hand."""
@@ -217,15 +225,6 @@ class Worker:
                 self._hand.ask(request, self._seconds)
                 self._hand.answer(self._limit(request))
         self._hand.ask(self._request, self._seconds)
-
-    def _remember(self) -> None:
-        self._waiting, name = False, self._request[0]
-        if name == "prepare":
-            self._facts = self._request
-        if name in _BEGINS:
-            self._done = []
-        if name in _REPEATED:
-            self._done.append(self._request)
 
     def _limit(self, request: Request) -> float:
         """Seconds for a request; those that may make environments get more."""
