@@ -39,9 +39,7 @@ def stored(tmp_path_factory):
         policy = DecisionTransformer(shape, torch.Generator().manual_seed(seed))
         dataset = next(name for name, known in DATASETS.items() if known == task)
         documents = describe(policy, dataset=dataset, return_to_go=100.0)
-        return checkpoint.save(
-            folder, 0, {"algorithm": {"policy": policy.state_dict()}}, best=0, documents=documents
-        )
+        return checkpoint.save(folder, 0, {"algorithm": {"policy": policy.state_dict()}}, best=0, documents=documents)
 
     return make
 
