@@ -7,10 +7,13 @@ import math
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from mujoco.batch import Batch
+
+from dtune.envs.tasks import make_simulator
 
 
 @pytest.fixture
@@ -190,3 +193,33 @@ def test_a_soak_tells_a_file_that_stays_open_from_one_that_is_being_written(soak
 
 def test_a_soak_tells_the_most_that_memory_ever_grew(soak):
     assert soak.grown([{"files": 4, "memory_mb": value} for value in (100.0, 90.0, 151.0, 100.0)])[0] == 51.0
+
+
+def test_recorded_steps_are_replayed_and_written_down(tmp_path, capsys, monkeypatch):
+    """Of states of dtune's own world nothing is lost but what float32 rounds."""
+    spec = importlib.util.spec_from_file_location("replayed", Path(__file__).parents[1] / "benchmarks/replayed.py")
+    replayed = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(replayed)
+    simulator = make_simulator("hopper")
+    simulator.reset(1, torch.Generator().manual_seed(0))
+    columns = {name: [] for name in ("observations", "actions", "rewards", "infos/qpos", "infos/qvel")}
+    seen = simulator.restore(simulator.snapshot())
+    for _ in range(8):
+        state, action = simulator.snapshot()[0], torch.rand(1, 3) - 0.5
+        outcome = simulator.step(action)
+        found = (seen[0], action[0], outcome.rewards[0], state[1:7], state[7:13])
+        for values, value in zip(columns.values(), found, strict=True):
+            values.append(np.asarray(value, np.float32))
+        seen = outcome.observations
+    with h5py.File(tmp_path / "hopper-medium-v2.hdf5", "w") as file:
+        for name, values in columns.items():
+            file[name] = np.stack(values)
+        file["terminals"], file["timeouts"] = np.zeros(8, bool), np.arange(8) == 3
+    monkeypatch.setattr(sys, "argv", ["replayed.py", str(tmp_path), "--out", str(tmp_path / "out.csv")])
+    replayed.main()
+    with (tmp_path / "out.csv").open() as file:
+        (line,) = csv.DictReader(file)
+    assert (line["file"], line["rows"]) == ("hopper-medium-v2.hdf5", "6")
+    assert float(line["largest"]) < 1e-4
+    assert float(line["reward_largest"]) < 1e-4
+    assert "hopper-medium-v2.hdf5" in capsys.readouterr().out
