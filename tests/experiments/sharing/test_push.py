@@ -302,7 +302,6 @@ def test_facts_of_a_finetuned_run(finetuned, pretrained):
     assert facts.return_to_go == 7200
     began = json.loads((pretrained / "meta.json").read_bytes())["begun"]
     assert facts.data_hash == began["dataset_sha256"]  # of the data, not of the checkpoint it began from
-    assert [command[1] if "pretrain" in command else command[2] for command in facts.commands][-1]
     assert facts.commands[-1][1:3] == ["finetune", "grpo/hopper-random-v2"]
     assert len(facts.rows) == 7
 
