@@ -9,7 +9,6 @@ import csv
 import io
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from numbers import Integral
@@ -79,7 +78,6 @@ class Record:
         for table in self._tables:
             table.truncate_after(iteration)
         self.close()
-        self._purge_step = 0 if iteration is None else iteration + 1
 
     def close(self) -> None:
         """Closes the TensorBoard events; the next row would open new ones."""
@@ -99,14 +97,10 @@ class Record:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter  # a second to import: only where it is wanted
 
-            earlier = list(self.directory.glob("events.out.tfevents.*"))
-            back = any(_begun(path) >= int(time.time()) for path in earlier)
-            purge_step = self._purge_step if earlier and not back else None
-            if back:  # they are read in the order of these times: the clock went back, and what is new would be old
-                for path in earlier:
-                    path.unlink()
-            self._writer = SummaryWriter(str(self.directory), purge_step=purge_step, max_queue=1000)
-            for row in read_run(self.directory)[:-1] if back else ():
+            for path in self.directory.glob("events.out.tfevents.*"):
+                path.unlink()  # files are read in the order of their clocks' times: several would double curves
+            self._writer = SummaryWriter(str(self.directory), max_queue=1000)
+            for row in read_run(self.directory)[:-1]:
                 self._add_scalars(int(row.pop("iteration")), row)
         self._add_scalars(iteration, metrics)
         self._writer.flush()
@@ -253,9 +247,3 @@ def _cells(line: str) -> list[str]:
 
 def _is_until(cell: str, iteration: int | None) -> bool:
     return iteration is not None and cell.isdecimal() and len(cell) < 20 and int(cell) <= iteration
-
-
-def _begun(events: Path) -> int:
-    """When a file of TensorBoard events was begun, in seconds since 1970, by its name."""
-    seconds = events.name.split(".")[3]
-    return int(seconds) if seconds.isdecimal() else 0

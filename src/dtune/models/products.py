@@ -60,16 +60,13 @@ def packed(
     if _suits_onednn(weight, weight) and _pack is not None and _onednn is not None:
         name, algorithm = _FUSED[activation]
         options: tuple[Any, ...] = (_pack(weight, 512), bias, name, [], algorithm)
-        return _rounding(partial(_with_options, _onednn, options), dtype)
+        multiply = _onednn
+        return _rounding(lambda x: multiply(x, *options), dtype)
     transposed = weight.t()
     if activation is None:
         return _rounding(lambda x: torch.addmm(bias, x, transposed), dtype)
     activate = ACTIVATIONS[activation]
     return _rounding(lambda x: activate(torch.addmm(bias, x, transposed)), dtype)
-
-
-def _with_options(multiply: Callable[..., Tensor], options: tuple[Any, ...], x: Tensor) -> Tensor:
-    return multiply(x, *options)
 
 
 def _rounding(multiply: Callable[[Tensor], Tensor], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
