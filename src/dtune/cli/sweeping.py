@@ -10,6 +10,7 @@ from dtune.cli.options import parse
 from dtune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dtune.experiments.sweeps.estimates import Pace
     from dtune.experiments.sweeps.jobs import Engine
     from dtune.experiments.sweeps.plans import Curve
 
@@ -37,6 +38,9 @@ class Sweep:
     """Training time of each run, the same for all methods, instead of a number of iterations."""
     clock: Literal["wall", "processor"] = "wall"
     """What counts the minutes, and the seconds of the record: `processor` where other work shares the machine."""
+    like: Path | None = None
+    """With --minutes: folder of runs, or of their records, on a machine like this one. They say how many iterations
+    fit into the minutes, over which learning rates fall; stated speeds where not given."""
     iterations: int | None = None
     """Instead of the presets'."""
     out: Path = Path("runs/sweep")
@@ -66,6 +70,8 @@ def sweep(arguments: list[str]) -> None:
         raise ConfigError(f"--scale is paper or small, got {command.scale!r}")
     if command.minutes is not None and not command.minutes > 0:
         raise ConfigError(f"--minutes must be above 0, got {command.minutes}")
+    if command.like is not None and command.minutes is None:
+        raise ConfigError("--like says how many iterations fit into --minutes: give --minutes, or leave out --like")
     datasets, curves = _chosen(command)
     runs = plan(
         datasets,
@@ -74,7 +80,9 @@ def sweep(arguments: list[str]) -> None:
         scale="small" if command.scale == "small" else "paper",
         out=command.out,
         files=_files(command, datasets),
-        budget=Budget(minutes=command.minutes, iterations=command.iterations, clock=command.clock),
+        budget=Budget(
+            minutes=command.minutes, iterations=command.iterations, clock=command.clock, pace=_pace(command.like)
+        ),
         pretrainings=command.pretrainings,
     )
     if command.dry_run:
@@ -145,6 +153,16 @@ def _files(command: Sweep, datasets: Sequence[str]) -> dict[str, Path]:
             " where they are, and --datasets leaves some out"
         )
     return found
+
+
+def _pace(like: Path | None) -> "Pace | None":
+    """Seconds an iteration of the runs in a folder."""
+    if like is None:
+        return None
+    from dtune.experiments.reports.collect import load
+    from dtune.experiments.sweeps.estimates import paces
+
+    return paces(curve for curves in load(like).values() for curve in curves)
 
 
 def _engine(command: Sweep) -> "Engine":

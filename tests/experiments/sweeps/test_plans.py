@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dtune import cli
@@ -11,7 +12,8 @@ from dtune.envs.tasks import DATASETS
 from dtune.errors import ConfigError
 from dtune.experiments import run as runs
 from dtune.experiments.presets import METHODS, finetuning, pretraining
-from dtune.experiments.sweeps.estimates import MEGABYTES, SECONDS, Measured, estimate
+from dtune.experiments.reports import results
+from dtune.experiments.sweeps.estimates import MEGABYTES, SECONDS, Measured, estimate, paces
 from dtune.experiments.sweeps.plans import FIGURES, HORIZON, TABLE_1, UNLIMITED, Budget, Curve, plan, settle
 
 OUT = Path("out")
@@ -158,6 +160,57 @@ def test_time_is_the_same_for_every_method_and_learning_rates_fit_it():
         assert config.evaluate_seconds == 60.0
     updates = settle(Curve(), "hopper-random-v2", "small", Budget(minutes=10.0))[1].algorithm.update.decay_updates
     assert updates == round(16 * 1.4 * round(600 / SECONDS["small"]["grpo"]))
+
+
+def test_learning_rates_fall_over_the_iterations_that_a_measured_pace_leaves_time_for():
+    pace = {("grpo", "hopper-random-v2"): 5.0, ("grpo+mixed", "hopper-random-v2"): 10.0}
+    budget = Budget(minutes=10.0, pace=pace)
+    plain, mixed = Curve(), Curve(variant="mixed", changes={"algorithm.shared_start": False})
+    other = Curve(variant="uniform", changes={"algorithm.reset_selection": "uniform"})  # has no pace: the method's
+    updates = [
+        settle(curve, "hopper-random-v2", "small", budget)[1].algorithm.update.decay_updates
+        for curve in (plain, mixed, other)
+    ]
+    assert updates == [round(16 * 1.4 * iterations) for iterations in (120, 60, 120)]
+    assert settle(Curve(method="dt"), "hopper-random-v2", "small", budget)[1].iterations == 0
+
+
+def test_what_was_not_measured_is_not_guessed():
+    budget = Budget(minutes=10.0, pace={("grpo", "hopper-random-v2"): 5.0})
+    for method, dataset in (("ppo", "hopper-random-v2"), ("grpo", "ant-medium-v2")):
+        with pytest.raises(ConfigError, match=f"no measured run of {method} on {dataset}: .* --iterations 3"):
+            settle(Curve(method=method), dataset, "small", budget)
+
+
+def test_pace_is_of_all_seeds_together():
+    def record(method, seed, iterations, seconds):
+        columns = {"iteration": np.array(iterations, float), "seconds": np.array(seconds, float)}
+        return results.Curve(dataset="ant-medium-v2", method=method, seed=seed, columns=columns)
+
+    records = [
+        record("grpo", 0, [0, 2, 10], [0, 9, 20]),
+        record("grpo", 1, [0, 5], [0, 25]),
+        record("grpo+full", 0, [0, 4], [0, 60]),
+        record("dt", 0, [0], [0]),  # judged only
+        record("ppo", 0, [0, 4], [0, np.nan]),  # nothing measured
+    ]
+    assert paces(records) == {("grpo", "ant-medium-v2"): 3.0, ("grpo+full", "ant-medium-v2"): 15.0}
+
+
+def test_like_takes_the_pace_of_a_folder_of_runs(capsys):
+    folder = Path(__file__).parents[3] / "results" / "hopper-random"
+    command = ["sweep", "--datasets", "hopper-random-v2", "--methods", "ppo", "--scale", "small", "--dry-run"]
+
+    def decay(*options):
+        cli.main([*command, *options])
+        said = capsys.readouterr().out.split()
+        return int(said[said.index("--algorithm.update.decay-updates") + 1])
+
+    pace = paces(results.read_results(folder)[""])["ppo", "hopper-random-v2"]
+    assert decay("--minutes", "2", "--like", str(folder)) == 20 * round(120 / pace)
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command, "--like", str(folder)])
+    assert "give --minutes" in capsys.readouterr().err
 
 
 def test_a_clock_is_the_same_for_every_run():

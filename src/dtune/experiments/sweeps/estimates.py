@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from dtune.experiments.reports.results import Curve
+
 # Seconds an iteration with one thread, of an AMD EPYC. Small: measured on hopper-random, others within a factor of 5;
 # at scale `paper` no more than the order of magnitude, from counts of operations.
 SECONDS: Mapping[str, Mapping[str, float]] = {
@@ -26,6 +28,27 @@ MEGABYTES: Mapping[str, Mapping[str, float]] = {
     },
 }  # fmt: skip
 """Of a run folder at its end."""
+
+
+Pace = Mapping[tuple[str, str], float]
+"""Seconds an iteration, by method (with its variant) and dataset."""
+
+
+def paces(curves: Iterable[Curve]) -> dict[tuple[str, str], float]:
+    """Seconds an iteration of each method on each dataset, over all the records there are of it.
+
+    Args:
+        curves: records with seconds; those without an iteration or without seconds say nothing.
+    """
+    seconds: dict[tuple[str, str], float] = {}
+    iterations: dict[tuple[str, str], float] = {}
+    for curve in curves:
+        key = curve.method, curve.dataset
+        took, done = (float(curve.column(name)[-1]) for name in ("seconds", "iteration"))
+        if took > 0 and done > 0:
+            seconds[key] = seconds.get(key, 0.0) + took
+            iterations[key] = iterations.get(key, 0.0) + done
+    return {key: seconds[key] / iterations[key] for key in seconds}
 
 
 class Measured(NamedTuple):

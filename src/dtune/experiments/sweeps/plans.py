@@ -16,7 +16,7 @@ from dtune.experiments import presets
 from dtune.experiments.loop import Clock
 from dtune.experiments.presets import Architecture, FinetuneConfig, Scale
 from dtune.experiments.run import ALGORITHMS
-from dtune.experiments.sweeps.estimates import SECONDS
+from dtune.experiments.sweeps.estimates import SECONDS, Pace
 
 TABLE_1 = ("dt", "iql", "odt", "odt_td3", "ppo", "grpo")
 """Methods, in the order of its columns."""
@@ -133,6 +133,9 @@ class Budget:
     """Instead of the preset's; with `minutes`, whichever ends first."""
     clock: Clock = "wall"
     """What counts the minutes, and the seconds of the record."""
+    pace: Pace | None = None
+    """Seconds an iteration as measured, of every method and dataset; None: as stated. They say how many iterations
+    fit into the minutes, and learning rates fall over so many."""
 
 
 def plan(
@@ -193,14 +196,27 @@ def _within(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> Finetun
             iterations = None  # DT is judged, whatever the others do
         return presets.finetuning(curve.method, dataset, scale, curve.architecture, iterations=iterations)
     seconds = 60 * budget.minutes
-    expected = budget.iterations or max(1, round(seconds / max(SECONDS[scale][curve.method], 1e-3)))
-    config = presets.finetuning(curve.method, dataset, scale, curve.architecture, iterations=expected)
     if not presets.finetuning(curve.method, dataset, scale).iterations:
-        return replace(config, iterations=0)
+        return presets.finetuning(curve.method, dataset, scale, curve.architecture)  # DT is judged only
+    expected = budget.iterations or max(1, round(seconds / _pace(budget, curve, dataset, scale)))
+    config = presets.finetuning(curve.method, dataset, scale, curve.architecture, iterations=expected)
     return replace(
         config, iterations=budget.iterations or UNLIMITED, time_limit=seconds,
         evaluate_seconds=seconds / EVALUATIONS[scale],
     )  # fmt: skip
+
+
+def _pace(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> float:
+    """Seconds an iteration: of the variant, of the method, or stated where nothing was measured at all."""
+    if budget.pace is None:
+        return SECONDS[scale][curve.method]
+    for name in (f"{curve.method}+{curve.variant}", curve.method):
+        if (name, dataset) in budget.pace:
+            return budget.pace[name, dataset]
+    raise ConfigError(
+        f"no measured run of {curve.method} on {dataset}: run a few iterations of it into the folder of --like"
+        f" (dtune sweep --datasets {dataset} --methods {curve.method} --iterations 3), or leave out --like"
+    )
 
 
 def _runs(
