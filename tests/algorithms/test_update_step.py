@@ -8,7 +8,8 @@ import torch
 from constant import Constant, acted, config
 from learners import parameters, same_state, seeded
 
-from dtune.algorithms.update import ClippedUpdate, EntropyDual
+from dtune.algorithms.dual import EntropyDual
+from dtune.algorithms.update import ClippedUpdate
 from dtune.errors import NumericError
 from dtune.models.lamb import Lamb
 

@@ -13,6 +13,7 @@ from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
 from dtune.envs.tasks import make_simulator, task_info
 from dtune.functional.objectives import sequence_ratio, token_ratio
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from dtune.models.policy import at_last
 from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 TASKS = ("hopper", "walker2d", "ant")
@@ -72,7 +73,7 @@ def collect(world, context, count=20):
 def log_probs_in_training(policy, history, steps):
     """From the windows an update cuts, one an action, and with gradients on."""
     windows = concatenate([history, steps], 1).windows(policy.context_length)
-    distribution = policy(windows)[:, -1]
+    distribution = at_last(policy, windows)
     return distribution.base_log_prob(steps.raw_actions.flatten(0, 1)).view_as(steps.mask)
 
 

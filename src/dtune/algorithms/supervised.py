@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dtune.algorithms.dual import EntropyDual
 from dtune.algorithms.metrics import Metrics
-from dtune.algorithms.update import EntropyDual, OptimizerName, make_optimizer
+from dtune.algorithms.update import OptimizerName, make_optimizer
 from dtune.checks import above_zero, at_least, one_of
 from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps

@@ -3,9 +3,10 @@
 Everything below this floor maximises; here it is negated, differentiated and stepped.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,22 +14,26 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from dtune import parallel
+from dtune.algorithms.dual import EntropyDual
 from dtune.checks import above_zero, at_least, one_of
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.objectives import (
     clip_fraction,
     clipped_surrogate,
-    entropy_dual,
     masked_mean,
     sequence_ratio,
     token_ratio,
 )
 from dtune.models.lamb import Lamb
-from dtune.models.policy import TrainablePolicy
+from dtune.models.policy import TrainablePolicy, at_last
 
 Ratio = Literal["sequence", "geometric", "token"]
 OptimizerName = Literal["lamb", "adamw"]
+
+STEPS_AT_ONCE = 8192
+"""Steps that the network reads at once, those of contexts included; a larger batch is gone through in portions, whose
+gradients are summed. At the paper's sizes they need 2 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,38 +82,6 @@ class UpdateConfig:
                 raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
         one_of(self, optimizer=get_args(OptimizerName), ratio=get_args(Ratio))
         at_least(self, 1, "reference_sync_interval")
-
-
-class EntropyDual:
-    """The dual variable κ of the constraint H(π) ≥ ρ: it grows while the entropy is below its bound.
-
-    min over κ ≥ 0 of κ (H - ρ), by Adam on log κ.
-    """
-
-    def __init__(self, initial: float, target: float, learning_rate: float):
-        self.target = target
-        self.log_coef = torch.tensor(float(initial)).log().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.log_coef], lr=learning_rate)
-
-    @property
-    def coef(self) -> float:
-        """κ."""
-        return self.log_coef.exp().item()
-
-    def step(self, entropy: Float[Tensor, ""]) -> None:
-        """One step for the entropy now measured, in nats."""
-        self.optimizer.zero_grad()
-        entropy_dual(self.log_coef.exp(), entropy.detach(), self.target).backward()
-        self.optimizer.step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """κ and its optimizer."""
-        return {"log_coef": self.log_coef.detach(), "optimizer": self.optimizer.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.log_coef.data.copy_(state["log_coef"])
-        self.optimizer.load_state_dict(state["optimizer"])
 
 
 def make_optimizer(
@@ -199,22 +172,45 @@ class ClippedUpdate:
         own = steps.slice_time(self.policy.context_length - 1)
         mask, shape = own.mask, own.raw_actions.shape
         part = part or Part(slice(None), len(mask))
-        noise = torch.randn((part.of, *shape[1:]), generator=generator)[part.rows].flatten(0, 1)
-        rows, actions = parallel.total(torch.tensor([len(mask), int(mask.sum())]))
-        if not len(mask):
-            return torch.zeros(5), torch.full((2,), -torch.inf)
+        noise = torch.randn((part.of, *shape[1:]), generator=generator)[part.rows]
+        counts = parallel.total(torch.tensor([len(mask), int(mask.sum())]))
+        means, extremes = torch.zeros(5), torch.full((2,), -torch.inf)
+        for rows in portions(mask.sum(1), max(1, STEPS_AT_ONCE // self.policy.context_length)):
+            young = None if fresh is None else fresh[rows]
+            told = self._share(steps.map(itemgetter(rows)), advantages[rows], noise[rows], young, counts)
+            means, extremes = means + told[0], extremes.maximum(told[1])
+        return means, extremes
+
+    def _share(
+        self,
+        steps: Steps,
+        advantages: Tensor,
+        noise: Float[Tensor, "batch time action"],
+        fresh: Bool[Tensor, "batch"] | None,
+        counts: Int[Tensor, "2"],
+    ) -> tuple[Float[Tensor, "means"], Float[Tensor, "extremes"]]:
+        """What `_differentiate` does, of some of its rows in a batch with `counts` rows and actions."""
+        (rows, actions), config = counts, self.config
+        own = steps.slice_time(self.policy.context_length - 1)
+        mask, real = own.mask, own.mask.flatten()
         windows = steps.windows(self.policy.context_length)
-        distribution = self.policy(windows)[:, -1]
+        if not real.all():  # what is padded costs nothing
+            windows = windows.map(lambda x: x[real])
+        distribution = at_last(self.policy, windows)
         with torch.no_grad():
-            reference = self.reference(windows)[:, -1]
-        log_probs = distribution.base_log_prob(own.raw_actions.flatten(0, 1)).view_as(mask)
-        entropy = masked_mean(distribution.entropy(noise).view_as(mask), mask, actions)
-        kl = masked_mean(distribution.kl(reference).view_as(mask), mask, actions)
+            reference = at_last(self.reference, windows)
+
+        def placed(values: Float[Tensor, "real"]) -> Float[Tensor, "batch time"]:
+            return torch.zeros(mask.shape).masked_scatter(mask, values)
+
+        log_probs = placed(distribution.base_log_prob(own.raw_actions[mask]))
+        entropy = masked_mean(placed(distribution.entropy(noise[mask])), mask, actions)
+        kl = masked_mean(placed(distribution.kl(reference)), mask, actions)
         ratio, counted = self._ratio(log_probs, own)
-        count, low, high = rows if ratio.ndim == 1 else actions, self.config.clip_range, self.config.clip_range_high
+        count, low, high = rows if ratio.ndim == 1 else actions, config.clip_range, config.clip_range_high
         weights = advantages if advantages.ndim == ratio.ndim else advantages[:, None].expand_as(ratio)
         surrogate = masked_mean(clipped_surrogate(ratio, weights, low, high), counted, count)
-        (-(surrogate - self.config.kl_coef * kl) - self.entropy_dual.coef * entropy).backward()
+        (-(surrogate - config.kl_coef * kl) - self.entropy_dual.coef * entropy).backward()
         clipped = clip_fraction(ratio, low, counted, high, count)
         means = torch.stack([surrogate, ratio[counted].sum() / count, clipped, kl, entropy]).detach()
         among = counted & (torch.zeros_like(mask[:, 0]) if fresh is None else fresh).view(-1, *[1] * (ratio.ndim - 1))
@@ -276,6 +272,18 @@ class ClippedUpdate:
         self.optimizer.load_state_dict(state["optimizer"])
         self.entropy_dual.load_state_dict(state["entropy_dual"])
         self.updates = state["updates"]
+
+
+def portions(lengths: Int[Tensor, "batch"], limit: int) -> Iterator[slice]:
+    """Rows that follow each other, as many at a time as have `limit` steps together, or one that has more."""
+    start = total = 0
+    for row, length in enumerate(lengths.tolist()):
+        if row > start and total + length > limit:
+            yield slice(start, row)
+            start, total = row, 0
+        total += length
+    if len(lengths):
+        yield slice(start, len(lengths))
 
 
 def _largest(values: Float[Tensor, "values"]) -> Float[Tensor, ""]:

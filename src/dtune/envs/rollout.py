@@ -14,7 +14,7 @@ from dtune.envs.episodes import Episodes, ResetPoints
 from dtune.envs.simulator import Outcome, Restorable, Simulator
 from dtune.functional.sampling import independent_noise, part_of_noise
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor
+from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor, actor_of, at_last
 
 __all__ = ["MIN_ROWS", "Episodes", "ResetPoints", "Rollout", "collect_episodes"]
 
@@ -123,7 +123,7 @@ class Rollout:
         self.snapshots = torch.zeros(self.count, 0, 0, dtype=torch.float64)
         living, before = self.alive, self._history
         columns = {name: values.unbind(1) for name, values in vars(taken).items()}
-        actor = self._at_last if self._fast is None else self._fast.acting(dtype)
+        actor = actor_of(self.policy, dtype)
         for time in range(steps):
             if not self.alive.numel():
                 break
@@ -134,9 +134,6 @@ class Rollout:
         if log_probs and self._fast is not None:
             self._add_log_probs(taken, living, before)
         return taken
-
-    def _at_last(self, window: Steps) -> TanhNormal:
-        return self.policy(window)[:, -1]
 
     def _take(
         self,
@@ -205,7 +202,7 @@ class Rollout:
         for index in torch.arange(len(row)).split(MAX_ROWS) if len(row) else ():
             count, at = len(index), index if len(index) >= MIN_ROWS else torch.arange(MIN_ROWS) % len(index) + index[0]
             windows = walked.gather(row[at], step[at, None] + torch.arange(context))
-            distribution = self.policy(windows)[:count, -1]
+            distribution = at_last(self.policy, windows)[:count]
             rows = row[index]
             taken.log_probs[living[rows], step[index]] = distribution.base_log_prob(
                 walked.raw_actions[rows, step[index] + context - 1]

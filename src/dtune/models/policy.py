@@ -1,6 +1,7 @@
 """What a decision transformer must offer to be finetuned."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -95,7 +96,21 @@ def actor_of(policy: Policy, dtype: torch.dtype = torch.float32) -> Actor:
     """The fastest way to act as `policy`, whose weights do not change meanwhile."""
     if isinstance(policy, ActingPolicy):
         return policy.acting(dtype)
-    return lambda window: policy(window)[:, -1]
+    return partial(at_last, policy)
+
+
+@runtime_checkable
+class LastStepPolicy(Policy, Protocol):
+    """A `Policy` that need not work out every step of a window where the last alone is asked for."""
+
+    def last(self, context: Steps) -> TanhNormal:
+        """π at the last step, `[batch, action]`: what `self(context)[:, -1]` is, differentiable like it."""
+        ...
+
+
+def at_last(policy: Policy, context: Steps) -> TanhNormal:
+    """π at the last step of each window, `[batch, action]`."""
+    return policy.last(context) if isinstance(policy, LastStepPolicy) else policy(context)[:, -1]
 
 
 @runtime_checkable
