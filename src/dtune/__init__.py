@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from dtune.algorithms.update import UpdateConfig
     from dtune.data.hdf5 import read_hdf5
     from dtune.envs.check import check_simulator
+    from dtune.envs.collect import collect_episodes
     from dtune.envs.gymnasium import GymnasiumSimulator
-    from dtune.envs.rollout import collect_episodes
     from dtune.envs.tasks import make_simulator, normalized_score
     from dtune.experiments.loading import load_dataset
     from dtune.experiments.policies import load_policy
@@ -41,7 +41,7 @@ _HOMES = {
     "UpdateConfig": "dtune.algorithms.update",
     "check_policy": "dtune.models.check",
     "check_simulator": "dtune.envs.check",
-    "collect_episodes": "dtune.envs.rollout",
+    "collect_episodes": "dtune.envs.collect",
     "evaluate": "dtune.experiments.run",
     "finetune": "dtune.experiments.run",
     "load_dataset": "dtune.experiments.loading",

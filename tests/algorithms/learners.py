@@ -19,7 +19,7 @@ from dtune.algorithms.td3 import CriticConfig
 from dtune.algorithms.update import UpdateConfig
 from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
-from dtune.envs.rollout import collect_episodes
+from dtune.envs.collect import collect_episodes
 from dtune.experiments.encoding import encode
 from dtune.models.reinformer import Reinformer, ReinformerConfig
 

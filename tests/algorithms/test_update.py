@@ -111,6 +111,22 @@ def test_dropout_is_off_and_the_ratio_one(context_length, level):
     assert again["train/fresh_ratio_error"] > 1e-3
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_where_products_are_rounded_the_ratio_is_still_one(precision):
+    """Walks and updates round alike. On a processor without such products nothing is rounded, and nothing shown."""
+    shape = DecisionTransformerConfig(observation_dim=2, action_dim=2, context_length=2, layers=2, heads=2, width=256)
+    policy = DecisionTransformer(shape, seeded(1))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        steps = acted(policy, history=1)
+        update, everybody = ClippedUpdate(policy, config()), steps.mask[:, 0]
+        metrics = update.step(steps, torch.randn(8, generator=seeded()), seeded(), everybody)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert metrics["train/fresh_ratio_error"] <= 1e-4
+
+
 def test_only_fresh_rows_are_asked_for_ratio_one():
     policy = Constant()
     for level in LEVELS:

@@ -9,7 +9,8 @@ from pointmass import PointMass, TinyPolicy
 
 from dtune.data.buffers import Fifo
 from dtune.data.steps import concatenate, empty_steps
-from dtune.envs.rollout import MIN_ROWS, Episodes, ResetPoints, Rollout, collect_episodes
+from dtune.envs.collect import collect_episodes
+from dtune.envs.rollout import MIN_ROWS, Episodes, ResetPoints, Rollout
 from dtune.models.distributions import TanhNormal
 
 GOAL = 15.0

@@ -9,7 +9,8 @@ from pointmass import PointMass, TinyPolicy
 
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.data.steps import Steps, concatenate, empty_steps
-from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
+from dtune.envs.collect import collect_episodes
+from dtune.envs.rollout import Episodes, ResetPoints, Rollout
 from dtune.envs.tasks import make_simulator, task_info
 from dtune.functional.objectives import sequence_ratio, token_ratio
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig

@@ -7,7 +7,7 @@ from draws import seeded
 from pointmass import PointMass
 
 from dtune.envs.check import check_simulator
-from dtune.envs.rollout import collect_episodes
+from dtune.envs.collect import collect_episodes
 from dtune.envs.simulator import Restorable
 from dtune.envs.tasks import make_simulator
 from dtune.envs.watched import KEPT, Watched

@@ -246,6 +246,17 @@ def test_pretraining_makes_a_run(tmp_path, data):
     assert policy.config.return_scale == 0.001
 
 
+def test_products_are_rounded_as_a_run_asks_for_and_no_run_after_it(tmp_path, data):
+    first = run.pretrain_preset(replace(tiny_pretraining(), matmul_precision="high"), tmp_path / "high", data)
+    assert torch.get_float32_matmul_precision() == "high"
+    config = replace(tiny_finetuning(), iterations=1)
+    run.finetune_preset(replace(config, matmul_precision="medium"), tmp_path / "medium", tmp_path / "high")
+    assert torch.get_float32_matmul_precision() == "medium"
+    run.finetune_preset(config, tmp_path / "highest", tmp_path / "high")
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert first
+
+
 def test_pretraining_cuts_the_file_by_the_rule_of_its_dataset(tmp_path, data, monkeypatch):
     monkeypatch.setitem(SOURCES, "hopper-random-v2", replace(SOURCES["hopper-random-v2"], splitting="adroit"))
     run.pretrain_preset(tiny_pretraining(), tmp_path / "run", data)

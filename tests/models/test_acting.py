@@ -163,6 +163,16 @@ def test_a_table_that_errs_is_not_used(monkeypatch, wrong):
     assert difference(actor(asked), policy, asked) <= 1e-5
 
 
+@pytest.mark.parametrize(("wrong", "kind"), [(1e-3, "tabulated"), (0.3, "direct")])
+def test_where_products_may_be_rounded_a_table_may_err_as_much(monkeypatch, wrong, kind):
+    look_up = ReturnTable.__call__
+    monkeypatch.setattr(ReturnTable, "__call__", lambda table, returns: look_up(table, returns) + wrong)
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    actor = make().acting()
+    assert actor.kind == kind
+    assert actor.error <= acting.ROUNDED
+
+
 def test_where_all_shortcuts_err_the_policy_itself_acts(monkeypatch):
     monkeypatch.setattr(acting, "return_tokens", lambda policy, returns: torch.zeros(len(returns), 4 * 64))
     policy, asked = make(), window(20)

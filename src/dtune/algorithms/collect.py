@@ -8,7 +8,8 @@ from torch import Tensor
 
 from dtune.algorithms.metrics import Metrics
 from dtune.data.datasets import Dataset, recorded
-from dtune.envs.rollout import Episodes, collect_episodes
+from dtune.envs.collect import collect_episodes
+from dtune.envs.rollout import Episodes
 from dtune.envs.simulator import Simulator
 from dtune.errors import NumericError
 from dtune.models.distributions import TanhNormal

@@ -24,7 +24,8 @@ from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.checks import at_least, comparable_group, one_of
 from dtune.data.buffers import Fifo, SharedFifo
 from dtune.data.steps import Steps, concatenate
-from dtune.envs.rollout import Episodes, ResetPoints, Rollout, collect_episodes
+from dtune.envs.collect import collect_episodes
+from dtune.envs.rollout import Episodes, ResetPoints, Rollout
 from dtune.envs.simulator import Restorable
 from dtune.errors import ConfigError
 from dtune.functional.advantages import (

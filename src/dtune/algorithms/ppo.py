@@ -14,7 +14,8 @@ from dtune.algorithms.update import ClippedUpdate, Part, UpdateConfig
 from dtune.checks import above_zero, at_least
 from dtune.data.buffers import Fifo
 from dtune.data.steps import Steps
-from dtune.envs.rollout import Episodes, collect_episodes
+from dtune.envs.collect import collect_episodes
+from dtune.envs.rollout import Episodes
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.advantages import generalized_advantages, returns_to_go

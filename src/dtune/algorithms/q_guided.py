@@ -26,7 +26,8 @@ from dtune.data.datasets import Dataset, drop_lowest_return, recorded
 from dtune.data.steps import Steps
 from dtune.data.trajectories import TrajectoryReplay
 from dtune.data.transitions import asked_returns_to_go, sample_transitions
-from dtune.envs.rollout import Episodes, collect_episodes
+from dtune.envs.collect import collect_episodes
+from dtune.envs.rollout import Episodes
 from dtune.envs.simulator import Simulator
 from dtune.errors import ConfigError
 from dtune.functional.advantages import AdvantageScale, Baseline, group_advantages, outside_margin

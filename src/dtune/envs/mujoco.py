@@ -51,6 +51,7 @@ class MujocoSimulator:
         self._rest = np.empty(mujoco.mj_stateSize(self.model, _STATE))
         mujoco.mj_getState(self.model, mujoco.MjData(self.model), self._rest, _STATE)
         self._batch: Batch | None = None
+        self._twin: MujocoSimulator | None = None
         self._memory: Float64[np.ndarray, "envs memory"]
         self._clock: Int64[np.ndarray, "envs"]
 
@@ -141,6 +142,12 @@ class MujocoSimulator:
         state, remembered, clock = np.split(snapshots, (physics, physics + memory), axis=1)
         self._fill(state, remembered.copy(), clock[:, 0].astype(np.int64))
         return torch.from_numpy(self.task.observe(self._now()))
+
+    def twin(self) -> "MujocoSimulator":
+        """Another one of the same task and as many threads, made once; see `Twinned.twin`."""
+        if self._twin is None:
+            self._twin = MujocoSimulator(self.task, self._threads)
+        return self._twin
 
     def named(self) -> list[dict[str, str]]:
         """By row, all that its state consists of, as text by name; see `Inspectable.named`."""

@@ -1,22 +1,24 @@
 """A policy walking through a simulator: two ways in, one way forward."""
 
 from collections.abc import Callable
-from functools import partial
+from operator import itemgetter
 from typing import cast
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dtune import parallel
 from dtune.data.steps import Steps, concatenate, empty_steps
+from dtune.envs.drive import Walk, drive
 from dtune.envs.episodes import Episodes, ResetPoints
-from dtune.envs.simulator import Outcome, Restorable, Simulator
-from dtune.functional.sampling import independent_noise, part_of_noise
+from dtune.envs.simulator import Outcome, Restorable, Simulator, Twinned
+from dtune.functional.sampling import independent_noise
+from dtune.models.device import lives_elsewhere
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor, actor_of, at_last
 
-__all__ = ["MIN_ROWS", "Episodes", "ResetPoints", "Rollout", "collect_episodes"]
+__all__ = ["MIN_ROWS", "Episodes", "ResetPoints", "Rollout"]
 
 MIN_ROWS = 16
 """Rows a policy is asked for at least."""
@@ -119,46 +121,56 @@ class Rollout:
         """
         shape = (self.count, steps, self.policy.action_dim)
         noise = None if generator is None else draw(shape, generator)
+        living, before, actor = self.alive, self._history, actor_of(self.policy, dtype)
+        halves = self._halves()
+        if halves:
+            walks = [
+                half._walk(steps, None if noise is None else noise[rows], actor, act, snapshots)
+                for rows, half in halves
+            ]
+            taken = self._join(halves, drive(walks, [half.simulator for _, half in halves]), steps)
+        else:
+            (taken,) = drive([self._walk(steps, noise, actor, act, snapshots)], [self.simulator])
+        if log_probs and self._fast is not None:
+            self._add_log_probs(taken, living, before)
+        return taken
+
+    def _walk(
+        self,
+        steps: int,
+        noise: Float[Tensor, "batch steps action"] | None,
+        actor: Actor,
+        act: Callable[[TanhNormal, Tensor], Tensor],
+        snapshots: bool,
+    ) -> Walk:
+        """Asks for the outcomes of actions, for all living walks at a time; in the end, returns the steps taken."""
         taken = empty_steps(self.count, steps, self._observations.shape[1], self.policy.action_dim)
         self.snapshots = torch.zeros(self.count, 0, 0, dtype=torch.float64)
-        living, before = self.alive, self._history
         columns = {name: values.unbind(1) for name, values in vars(taken).items()}
-        actor = actor_of(self.policy, dtype)
         for time in range(steps):
             if not self.alive.numel():
                 break
             if snapshots:
                 self._keep_snapshots(time, steps)
-            shaken = None if noise is None else noise[self.alive, time]
-            self._take({name: column[time] for name, column in columns.items()}, shaken, actor, act)
-        if log_probs and self._fast is not None:
-            self._add_log_probs(taken, living, before)
+            distribution = actor(self._window())[: self.alive.numel()]
+            raw = distribution.mean if noise is None else act(distribution, noise[self.alive, time])
+            now = {"raw_actions": raw, "actions": raw.tanh()}
+            if self._fast is None:
+                now["log_probs"] = distribution.base_log_prob(raw)
+            outcome = yield now["actions"]
+            self._take({name: column[time] for name, column in columns.items()}, now, outcome)
         return taken
 
-    def _take(
-        self,
-        taken: dict[str, Tensor],
-        noise: Float[Tensor, "alive action"] | None,
-        actor: Actor,
-        act: Callable[[TanhNormal, Tensor], Tensor],
-    ) -> None:
-        """One step of every living walk, written into `taken`, by name `[batch, ...]`."""
+    def _take(self, taken: dict[str, Tensor], now: dict[str, Tensor], outcome: Outcome) -> None:
+        """One step of every living walk, `now`, with what came of it, written into `taken`: by name, a row each."""
         count = self.alive.numel()
-        distribution = actor(self._window())[:count]
-        raw = distribution.mean if noise is None else act(distribution, noise)
-        actions = raw.tanh()
-        outcome = self.simulator.step(actions)
-        now = {
+        now |= {
             "observations": self._observations,
-            "raw_actions": raw,
-            "actions": actions,
             "rewards": outcome.rewards.float(),
             "returns_to_go": self._returns_to_go,
             "timesteps": self._timesteps,
             "mask": self._unknown["mask"][:count, 0],
         }
-        if self._fast is None:
-            now["log_probs"] = distribution.base_log_prob(raw)
         for name, values in now.items():
             if count == self.count:
                 taken[name].copy_(values)
@@ -169,6 +181,47 @@ class Rollout:
             step = Steps(**unknown | {name: values[:, None] for name, values in now.items()})
             self._history = concatenate([self._history.slice_time(1), step], 1)
         self._move_on(now["rewards"], outcome)
+
+    def _halves(self) -> "list[tuple[Tensor, Rollout]]":
+        """The living walks as two rollouts, and their rows, where network and physics can work at the same time.
+
+        That is where the network is not on the CPU, and the simulator can have a twin. Nothing comes out differently.
+        """
+        twinned = self.simulator
+        if not (lives_elsewhere(self.policy) and isinstance(twinned, Twinned) and len(self.alive) >= 2 * MIN_ROWS):
+            return []
+        recorded, twin = twinned.snapshot(), twinned.twin()
+        halves = []
+        for part, simulator in zip(torch.arange(len(self.alive)).chunk(2), (twinned, twin), strict=True):
+            simulator.restore(recorded[part.numpy()])
+            half = Rollout(
+                self.policy, simulator, self._observations[part], self._returns_to_go[part], self._timesteps[part],
+                self._history.map(itemgetter(part)),
+            )  # fmt: skip
+            halves.append((self.alive[part], half))
+        return halves
+
+    def _join(self, halves: "list[tuple[Tensor, Rollout]]", walked: list[Steps], steps: int) -> Steps:
+        """Goes on from where `_halves` have come; the steps they took."""
+        taken = empty_steps(self.count, steps, self._observations.shape[1], self.policy.action_dim)
+        width = max(half.snapshots.shape[2] for _, half in halves)
+        self.snapshots = torch.zeros(self.count, steps if width else 0, width, dtype=torch.float64)
+        for (rows, half), own in zip(halves, walked, strict=True):
+            for name, values in vars(own).items():
+                getattr(taken, name)[rows] = values
+            if half.snapshots.numel():
+                self.snapshots[rows] = half.snapshots
+            for name in ("terminated", "faulty", "final_observations"):
+                getattr(self, name)[rows] = getattr(half, name)
+        parts = [half for _, half in halves]
+        self.alive = torch.cat([rows[half.alive] for rows, half in halves])
+        for name in ("_observations", "_returns_to_go", "_timesteps"):
+            setattr(self, name, torch.cat([getattr(half, name) for half in parts]))
+        self._history = concatenate([half._history for half in parts], 0)
+        recorded = [cast(Restorable, half.simulator).snapshot() for half in parts]
+        cast(Restorable, self.simulator).restore(np.concatenate(recorded))
+        self._settle()
+        return taken
 
     def _window(self) -> Steps:
         """The last steps of the living and the present one, whose action is not chosen yet; with spare rows.
@@ -250,49 +303,3 @@ class Rollout:
         if not time:
             self.snapshots = torch.zeros(self.count, steps, now.shape[1], dtype=torch.float64)
         self.snapshots[self.alive, time] = now
-
-
-def collect_episodes(
-    policy: Policy,
-    simulator: Simulator,
-    count: int,
-    return_to_go: float,
-    generator: torch.Generator,
-    *,
-    sample: bool = True,
-    act: Callable[[TanhNormal, Tensor], Tensor] = TanhNormal.sample_raw,
-    snapshots: bool = False,
-    log_probs: bool = True,
-) -> tuple[Episodes, Episodes]:
-    """Walks `count` fresh episodes to their ends; several ranks share them, and all have all of them afterwards.
-
-    Args:
-        policy: who acts.
-        simulator: where; every episode ends at its horizon at the latest.
-        count: how many, all at once.
-        return_to_go: return asked for at the start, g_online, in environment reward units.
-        generator: draws the starts, then the exploration noise.
-        sample: draw actions from the policy; otherwise take its mode, as evaluations do.
-        act: how they are drawn, see `Rollout.advance`.
-        snapshots: keep what is needed to go back to any step.
-        log_probs: keep what importance ratios need, see `Rollout.advance`.
-
-    Returns:
-        The sound episodes, and the faulty ones: of those, believe nothing but their lengths.
-    """
-    own = parallel.share(count)
-    rollout = Rollout.begin(policy, simulator, count, return_to_go, generator, own)
-    steps = rollout.advance(
-        simulator.horizon,
-        generator=generator if sample else None,
-        draw=partial(part_of_noise, draw=independent_noise, walks=count, own=own),
-        act=act,
-        snapshots=snapshots,
-        log_probs=log_probs,
-    )
-    recorded = rollout.snapshots if snapshots else torch.zeros(len(steps.mask), simulator.horizon, 0).double()
-    episodes = Episodes(steps, recorded, rollout.final_observations, rollout.terminated)
-    rows = parallel.gather_rows({**episodes.rows(), "faulty": rollout.faulty}, parallel.counts(count))
-    episodes, broken = Episodes.from_rows(rows), rows["faulty"]
-    sound, faulty = ((broken == fault).nonzero().squeeze(1) for fault in (False, True))
-    return (episodes.take(sound) if len(faulty) else episodes), episodes.take(faulty)

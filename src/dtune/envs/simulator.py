@@ -88,6 +88,15 @@ class Restorable(Simulator, Protocol):
 
 
 @runtime_checkable
+class Twinned(Restorable, Protocol):
+    """A simulator of which there can be a second, so that one steps while the network is asked for the other."""
+
+    def twin(self) -> Restorable:
+        """Another simulator of the same task, always the same one, without rows; the two know nothing of each other."""
+        ...
+
+
+@runtime_checkable
 class Inspectable(Protocol):
     """A simulator that tells the parts of its state by name, so that `check_simulator` can say which is missing."""
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from dtune.algorithms.metrics import too_many_faults
-from dtune.envs.rollout import collect_episodes
+from dtune.envs.collect import collect_episodes
 from dtune.envs.simulator import Simulator
 from dtune.envs.tasks import normalized_score, succeeded
 from dtune.errors import ConfigError, NumericError

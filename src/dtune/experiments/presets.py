@@ -33,6 +33,7 @@ __all__ = [
 
 Scale = Literal["paper", "small"]
 Architecture = Literal["dt", "reinformer"]
+Precision = Literal["highest", "high", "medium"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,9 @@ class PretrainConfig:
     """CPU threads for the network. Small networks are slower with more than one."""
     device: str = "cpu"
     """Where the networks are: `cpu`, or a GPU, `cuda` or `cuda:1`. The physics and all else stay on the CPU."""
+    matmul_precision: Precision = "highest"
+    """PyTorch's switch for products of float32: `high` lets a GPU round their factors to TF32, `medium` a CPU that
+    can to bfloat16. Faster for large networks; walks and updates round alike, so ratios stay near 1."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "random_episodes", "evaluation_episodes", "threads", "network_threads")
@@ -102,6 +106,9 @@ class FinetuneConfig:
     one: `dtune pretrain` before it takes a number of its own."""
     device: str = "cpu"
     """Where the networks are: `cpu`, or a GPU, `cuda` or `cuda:1`. The physics and all else stay on the CPU."""
+    matmul_precision: Precision = "highest"
+    """PyTorch's switch for products of float32: `high` lets a GPU round their factors to TF32, `medium` a CPU that
+    can to bfloat16. Faster for large networks; walks and updates round alike, so ratios stay near 1."""
 
     def __post_init__(self) -> None:
         names = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "threads", "network_threads")

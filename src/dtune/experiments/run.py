@@ -151,7 +151,7 @@ def pretrain_preset(
         ConfigError: if the folder holds a run with other settings.
     """
     together.refuse_many("pretraining", "run `dtune pretrain` without it first, and give all ranks --policy")
-    torch.set_num_threads(config.network_threads)
+    _set_up_torch(config)
     with locked(directory):
         info = task_info(config.dataset)
         device = choose_device(config.device)
@@ -162,6 +162,12 @@ def pretrain_preset(
         policy.set_statistics(*dataset.observation_statistics())
         algorithm = Supervised(policy, config.algorithm, drop_lowest_return(dataset), generator)
         return _train(config, algorithm, directory, path, f"pretrain {config.dataset}", mirror)
+
+
+def _set_up_torch(config: PretrainConfig | FinetuneConfig) -> None:
+    """What of PyTorch is the same for the whole process."""
+    torch.set_num_threads(config.network_threads)
+    torch.set_float32_matmul_precision(config.matmul_precision)
 
 
 def _make_policy(
@@ -202,7 +208,7 @@ def finetune_preset(
         ConfigError: if the folder holds a run with other settings, or the policy does not fit the task or method.
         DataError: if there are no data, or data that do not fit the task.
     """
-    torch.set_num_threads(config.network_threads)
+    _set_up_torch(config)
     method = ALGORITHMS[type(config.algorithm)]
     if method.alone:
         together.refuse_many(method.name, "start it without, or choose a method whose walks can be shared")

@@ -25,11 +25,14 @@ from dtune.data.steps import Steps
 from dtune.models.decision_transformer import LOG_STD_MAX, LOG_STD_MIN, Block, DecisionTransformer
 from dtune.models.device import CPU, to_cpu
 from dtune.models.distributions import TanhNormal
+from dtune.models.graphs import Replayed
 from dtune.models.policy import Actor
 from dtune.models.products import Activation, linear, packed
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 0.1}
 """How far an actor's means and log-deviations may be from the policy's, on the probes."""
+ROUNDED = 1e-2
+"""The same in float32, where PyTorch may round the factors of its products."""
 POINTS = 256
 """Returns in a table. The error of cubic interpolation falls with their fourth power; at 128 it is float32's own."""
 PROBES = 64
@@ -76,11 +79,12 @@ def make_actor(policy: DecisionTransformer, dtype: torch.dtype = torch.float32) 
 def _candidates(policy: DecisionTransformer, dtype: torch.dtype) -> list[tuple[str, Callable[[], Actor], float]]:
     """Name, maker and tolerance of each, the fastest first."""
     dtypes = dict.fromkeys((dtype, torch.float32))
+    tolerance = TOLERANCE | ({} if torch.get_float32_matmul_precision() == "highest" else {torch.float32: ROUNDED})
     if policy.context_length > 1 or policy.embed_timestep is not None:  # the return token is no function of g alone
-        return [("policy", partial(_autocast, policy, dtype), TOLERANCE[dtype])] if len(dtypes) > 1 else []
-    looked_up = [("tabulated", partial(_by_table, policy, kind), TOLERANCE[kind]) for kind in dtypes]
+        return [("policy", partial(_autocast, policy, dtype), tolerance[dtype])] if len(dtypes) > 1 else []
+    looked_up = [("tabulated", partial(_by_table, policy, kind), tolerance[kind]) for kind in dtypes]
     direct = partial(StateToken, policy, partial(return_tokens, policy))
-    return [*looked_up, ("direct", direct, TOLERANCE[torch.float32])]
+    return [*looked_up, ("direct", direct, tolerance[torch.float32])]
 
 
 def _by_table(policy: DecisionTransformer, dtype: torch.dtype) -> Actor:
@@ -213,12 +217,19 @@ class StateToken:
         mean, log_std = policy.head_mean, policy.head_log_std
         self.head = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
         self.norm_embedding, self.norm_final = _fixed(policy.norm_embedding), _fixed(policy.norm_final)
+        self.compute = Replayed(self._compute, self.device) if self.device.type == "cuda" else self._compute
 
     def __call__(self, window: Steps) -> TanhNormal:
         """π at the last step."""
         returns, seen = window.returns_to_go[:, -1], window.observations[:, -1]
         if self.device != CPU:
             returns, seen = returns.to(self.device), seen.to(self.device)
+        return to_cpu(TanhNormal(*self.compute(returns, seen)))
+
+    def _compute(
+        self, returns: Float[Tensor, "rows"], seen: Float[Tensor, "rows obs"]
+    ) -> tuple[Float[Tensor, "rows action"], Float[Tensor, "rows action"]]:
+        """Mean and deviation, where the network is."""
         known = self.returns(returns).view(self.parts).unbind(1)
         x = self.norm_embedding(self.embed(seen))
         for block, keys_and_values in zip(self.layers, known, strict=True):
@@ -226,7 +237,7 @@ class StateToken:
         mean, spread = self.head(self.norm_final(x)).chunk(2, 1)
         half = 0.5 * (LOG_STD_MAX - LOG_STD_MIN)
         spread = spread.tanh().mul_(half).add_(LOG_STD_MIN + half).exp_()
-        return to_cpu(TanhNormal(mean.contiguous(), spread))
+        return mean.contiguous(), spread
 
 
 class _StateBlock:

@@ -12,7 +12,7 @@ from torch import nn
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import TrainablePolicy
+from dtune.models.policy import Policy, TrainablePolicy
 
 CPU = torch.device("cpu")
 
@@ -20,6 +20,11 @@ CPU = torch.device("cpu")
 def device_of(network: nn.Module | TrainablePolicy) -> torch.device:
     """Where its parameters are."""
     return next(network.parameters()).device
+
+
+def lives_elsewhere(policy: Policy) -> bool:
+    """Whether `policy` is a network that is not on the CPU, which is free while it works."""
+    return isinstance(policy, nn.Module) and any(part.device != CPU for part in policy.parameters())
 
 
 def to_device(context: Steps, device: torch.device) -> Steps:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
 
+from dtune.envs.collect import collect_episodes
 from dtune.envs.mujoco import MujocoSimulator
-from dtune.envs.rollout import collect_episodes
 from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError, SimulatorError
 from dtune.experiments.disk import TEMPORARY

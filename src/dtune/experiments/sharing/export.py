@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dtune.data.steps import Steps, concatenate, empty_steps
-from dtune.envs.rollout import collect_episodes
+from dtune.envs.collect import collect_episodes
 from dtune.envs.tasks import make_simulator
 from dtune.errors import ConfigError, DtuneError, SimulatorError
 from dtune.experiments import disk

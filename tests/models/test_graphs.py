@@ -1,0 +1,79 @@
+"""Calls that are recorded once and replayed, without a GPU: a recording that, as CUDA's, reads and writes in place."""
+
+import pytest
+import torch
+from draws import draw_steps
+
+from dtune.models.acting import ReturnTable, StateToken
+from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
+from dtune.models.graphs import Replayed
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """What `cuda_graph` does, where a function called again stands for launches replayed."""
+
+    def __init__(self):
+        self.recorded = self.replayed = 0
+
+    def __call__(self, function):
+        self.recorded += 1
+        outputs = function()
+
+        def replay():
+            self.replayed += 1
+            for held, new in zip(outputs, function(), strict=True):
+                held.copy_(new)
+            return outputs
+
+        for held in outputs:
+            held.fill_(float("nan"))  # a recording computes nothing yet
+        return replay
+
+
+def test_rows_are_computed_whatever_their_number():
+    record = Recorder()
+    double = Replayed(lambda x, y: (2 * x, x + y[:, 0]), CPU, record)
+    for rows, recordings in [(3, 1), (2, 1), (3, 1), (5, 2), (1, 2), (4, 2)]:
+        x, y = torch.randn(rows), torch.randn(rows, 2)
+        once, other = double(x, y)
+        assert torch.equal(once, 2 * x)
+        assert torch.equal(other, x + y[:, 0])
+        assert record.recorded == recordings
+    assert record.replayed == 6
+
+
+def test_what_was_given_is_not_written_to():
+    x = torch.ones(3)
+    halve = Replayed(lambda x: (x / 2,), CPU, Recorder())
+    halve(x)
+    halve(torch.zeros(3))
+    assert torch.equal(x, torch.ones(3))
+
+
+@torch.no_grad()
+def test_a_replayed_actor_acts_as_ever():
+    shape = DecisionTransformerConfig(observation_dim=2, action_dim=2, layers=2, heads=2, width=16, context_length=1)
+    policy, record = DecisionTransformer(shape, torch.Generator().manual_seed(1)), Recorder()
+    plain, replayed = (StateToken(policy, ReturnTable(policy)) for _ in range(2))
+    replayed.compute = Replayed(replayed._compute, CPU, record)
+    for rows in (40, 24, 32, 64, 20):
+        steps = draw_steps(rows, 1)
+        expected, answer = plain(steps), replayed(steps)
+        assert torch.equal(answer.mean, expected.mean)
+        assert torch.equal(answer.std, expected.std)
+    assert (record.recorded, record.replayed) == (2, 5)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_on_a_gpu_an_actor_is_a_graph_and_acts_as_the_policy():
+    shape = DecisionTransformerConfig(observation_dim=2, action_dim=2, layers=2, heads=2, width=64, context_length=1)
+    policy = DecisionTransformer(shape, torch.Generator().manual_seed(1)).to("cuda")
+    actor = policy.acting()
+    assert actor.kind == "tabulated"
+    assert isinstance(actor.act.compute, Replayed)
+    for rows in (512, 300, 17, 512):
+        steps = draw_steps(rows, 1)
+        torch.testing.assert_close(actor(steps).mean, policy(steps)[:, -1].mean, atol=1e-5, rtol=1e-5)
