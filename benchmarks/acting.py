@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from naive import NaiveGroups, NaiveTransformer
 from worlds import clocks
 
 from dtune.data.steps import empty_steps
+from dtune.envs import rollout as rollouts
 from dtune.envs.episodes import ResetPoints
 from dtune.envs.mujoco import MujocoSimulator
 from dtune.envs.rollout import Rollout
@@ -159,3 +161,17 @@ def walks(size: Size) -> Iterator[Line]:
             ratio = each["physics"] / each["ours"]
             yield line("walks", what, each["ours"], each["physics"], ratio, "µs a walk", foreign)
     torch.set_num_threads(size.threads)
+
+
+def parts(size: Size) -> Iterator[Line]:
+    """Steps by the mean action: walks in one part, or in one for each thread."""
+    for layers, width in ((size.layers, size.width), (size.layers, size.width // 2), (2, size.width // 8)):
+        groups = Groups(replace(size, layers=layers, width=width), size.walks, size.threads)
+
+        def run(apart: bool, groups: Groups = groups) -> None:
+            with patch.object(rollouts, "is_large", return_value=apart):
+                groups.scored()
+
+        seconds, foreign = in_turns({"whole": partial(run, False), "parts": partial(run, True)}, size.rounds)
+        what = f"walks in {size.threads} parts against one, {size.walks} walks, {layers} blocks of width {width}"
+        yield line("parts", what, seconds["parts"], seconds["whole"], seconds["whole"] / seconds["parts"], "s", foreign)

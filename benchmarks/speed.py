@@ -7,6 +7,7 @@ on the machine hits both alike; `foreign_cores` is what others took of it meanwh
 random weights; Hoppers do not fall, so that all walks stay alive. `--quick` only shows that the program works.
 
 rollout     512 walks of 15 sampled and 400 scoring steps: `naive.py` against float32, and with bfloat16 in the latter
+parts       walks in one part for each thread against one part that all threads share
 physics     closed loop against MuJoCo's open loop, as `worlds.py` has it
 iteration   a whole iteration of GRPO-DT against naive, put together of its measured parts
 gemm        arithmetic of the acting path, of updates and of pretraining against the machine's fastest matrix product
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from acting import DTYPES, GOAL, Line, Size, hoppers, in_turns, line, quick, rollout, rollout_times, walks
+from acting import DTYPES, GOAL, Line, Size, hoppers, in_turns, line, parts, quick, rollout, rollout_times, walks
 from naive import NaiveGroups, NaiveTransformer, NaiveUpdate
 from worlds import Closed, clocks, compete, open_loops, write
 
@@ -229,7 +230,7 @@ def tell(process: subprocess.Popen[str]) -> str:
 
 
 JOBS = {"memory": peak_of_two, "beside": beside}
-ROWS = {function.__name__: function for function in (rollout, physics, iteration, gemm, walks, memory, small)}
+ROWS = {function.__name__: function for function in (rollout, parts, physics, iteration, gemm, walks, memory, small)}
 
 
 def main() -> None:

@@ -1,9 +1,10 @@
-"""Who asks and who answers: walks ask for the outcomes of their actions, simulators answer."""
+"""Walks ask for the outcomes of their actions, and simulators answer: three ways to bring them together."""
 
 from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import torch
 from jaxtyping import Float32
 from torch import Tensor
 
@@ -14,13 +15,35 @@ Walk = Generator[Float32[Tensor, "envs action"], Outcome, Steps]
 """Yields actions, is sent what came of them, and returns all the steps it took."""
 
 
-def drive(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[Steps]:
-    """Walks each through its own simulator to its end.
+def alone(walk: Walk, simulator: Simulator) -> Steps:
+    """One after the other."""
+    try:
+        actions = next(walk)
+        while True:
+            actions = walk.send(simulator.step(actions))
+    except StopIteration as end:
+        taken: Steps = end.value
+        return taken
 
-    Several take turns: while one's actions are carried out, in a second thread, the next is asked for its own.
-    """
-    if len(walks) == 1:
-        return [_alone(walks[0], simulators[0])]
+
+def side_by_side(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[Steps]:
+    """Each walk in a thread of its own, in which PyTorch has one: no thread ever waits for another."""
+    threads = torch.get_num_threads()
+
+    @torch.no_grad()  # of the thread it runs in
+    def walk_on(walk: Walk, simulator: Simulator) -> Steps:
+        torch.set_num_threads(1)
+        return alone(walk, simulator)
+
+    try:
+        with ThreadPoolExecutor(len(walks), thread_name_prefix="walks") as pool:
+            return list(pool.map(walk_on, walks, simulators))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def alternate(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[Steps]:
+    """In turns: while one's actions are carried out, in a second thread, the next is asked for its own."""
     taken: dict[int, Steps] = {}
     waiting: deque[tuple[int, Future[Outcome]]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="physics") as physics:
@@ -39,13 +62,3 @@ def drive(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[Steps]
             index, future = waiting.popleft()
             go_on(index, future.result())
     return [taken[index] for index in range(len(walks))]
-
-
-def _alone(walk: Walk, simulator: Simulator) -> Steps:
-    try:
-        actions = next(walk)
-        while True:
-            actions = walk.send(simulator.step(actions))
-    except StopIteration as end:
-        found: Steps = end.value
-        return found

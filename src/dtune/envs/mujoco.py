@@ -47,11 +47,11 @@ class MujocoSimulator:
         self.observation_dim = task.observation_dim
         self.action_dim = task.action_dim
         self.horizon = task.horizon
-        self._threads = threads
+        self.threads = threads
         self._rest = np.empty(mujoco.mj_stateSize(self.model, _STATE))
         mujoco.mj_getState(self.model, mujoco.MjData(self.model), self._rest, _STATE)
         self._batch: Batch | None = None
-        self._twin: MujocoSimulator | None = None
+        self._twins: dict[int, list[MujocoSimulator]] = {}
         self._memory: Float64[np.ndarray, "envs memory"]
         self._clock: Int64[np.ndarray, "envs"]
 
@@ -143,11 +143,11 @@ class MujocoSimulator:
         self._fill(state, remembered.copy(), clock[:, 0].astype(np.int64))
         return torch.from_numpy(self.task.observe(self._now()))
 
-    def twin(self) -> "MujocoSimulator":
-        """Another one of the same task and as many threads, made once; see `Twinned.twin`."""
-        if self._twin is None:
-            self._twin = MujocoSimulator(self.task, self._threads)
-        return self._twin
+    def twins(self, count: int, threads: int) -> "list[MujocoSimulator]":
+        """Others of the same task, made once; see `Divisible.twins`."""
+        made = self._twins.setdefault(threads, [])
+        made += [MujocoSimulator(self.task, threads) for _ in range(count - len(made))]
+        return made[:count]
 
     def named(self) -> list[dict[str, str]]:
         """By row, all that its state consists of, as text by name; see `Inspectable.named`."""
@@ -186,7 +186,7 @@ class MujocoSimulator:
     def _make_room(self, count: int) -> None:
         """Makes the batch's first `count` simulations the rows; allocates for the largest count seen."""
         if self._batch is None or count > self._batch.nsim:
-            self._batch = Batch(self.model, max(count, 1), self._threads)
+            self._batch = Batch(self.model, max(count, 1), self.threads)
         batch = self._batch
         self._ids = None if count == batch.nsim else np.arange(count, dtype=np.int32)
         self._state = batch.state[:count]

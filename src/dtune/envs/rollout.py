@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dtune.data.steps import Steps, concatenate, empty_steps
-from dtune.envs.drive import Walk, drive
+from dtune.envs.drive import Walk, alone, alternate, side_by_side
 from dtune.envs.episodes import Episodes, ResetPoints
-from dtune.envs.simulator import Outcome, Restorable, Simulator, Twinned
+from dtune.envs.simulator import Divisible, Outcome, Restorable, Simulator
 from dtune.functional.sampling import independent_noise
-from dtune.models.device import lives_elsewhere
+from dtune.models.device import is_large, lives_elsewhere
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor, actor_of, at_last
 
@@ -122,15 +122,15 @@ class Rollout:
         shape = (self.count, steps, self.policy.action_dim)
         noise = None if generator is None else draw(shape, generator)
         living, before, actor = self.alive, self._history, actor_of(self.policy, dtype)
-        halves = self._halves()
-        if halves:
+        parts = self._parts()
+        if parts:
             walks = [
-                half._walk(steps, None if noise is None else noise[rows], actor, act, snapshots)
-                for rows, half in halves
+                part._walk(steps, None if noise is None else noise[rows], actor, act, snapshots) for rows, part in parts
             ]
-            taken = self._join(halves, drive(walks, [half.simulator for _, half in halves]), steps)
+            drive = alternate if lives_elsewhere(self.policy) else side_by_side
+            taken = self._join(parts, drive(walks, [part.simulator for _, part in parts]), steps)
         else:
-            (taken,) = drive([self._walk(steps, noise, actor, act, snapshots)], [self.simulator])
+            taken = alone(self._walk(steps, noise, actor, act, snapshots), self.simulator)
         if log_probs and self._fast is not None:
             self._add_log_probs(taken, living, before)
         return taken
@@ -182,44 +182,49 @@ class Rollout:
             self._history = concatenate([self._history.slice_time(1), step], 1)
         self._move_on(now["rewards"], outcome)
 
-    def _halves(self) -> "list[tuple[Tensor, Rollout]]":
-        """The living walks as two rollouts, and their rows, where network and physics can work at the same time.
+    def _parts(self) -> "list[tuple[Tensor, Rollout]]":
+        """The living walks as several rollouts, and their rows, where that is faster; nothing comes out differently.
 
-        That is where the network is not on the CPU, and the simulator can have a twin. Nothing comes out differently.
+        A network that is not on the CPU can work while the physics do: two parts that take turns. A large one on the
+        CPU walks with each of the simulator's threads: parts that know nothing of each other.
         """
-        twinned = self.simulator
-        if not (lives_elsewhere(self.policy) and isinstance(twinned, Twinned) and len(self.alive) >= 2 * MIN_ROWS):
+        many, simulator = len(self.alive), self.simulator
+        if many < 2 * MIN_ROWS or not isinstance(simulator, Divisible):
             return []
-        recorded, twin = twinned.snapshot(), twinned.twin()
-        halves = []
-        for part, simulator in zip(torch.arange(len(self.alive)).chunk(2), (twinned, twin), strict=True):
-            simulator.restore(recorded[part.numpy()])
-            half = Rollout(
-                self.policy, simulator, self._observations[part], self._returns_to_go[part], self._timesteps[part],
-                self._history.map(itemgetter(part)),
+        away = lives_elsewhere(self.policy)
+        count = 2 if away else simulator.threads if self._fast and is_large(self.policy) else 1
+        count = min(count, many // MIN_ROWS)
+        if count < 2:
+            return []
+        recorded, parts = simulator.snapshot(), []
+        for first, twin in enumerate(simulator.twins(count, simulator.threads if away else 1)):
+            own = torch.arange(first, many, count)  # every so many, because members of a group end alike
+            twin.restore(recorded[own.numpy()])
+            part = Rollout(
+                self.policy, twin, self._observations[own], self._returns_to_go[own], self._timesteps[own],
+                self._history.map(itemgetter(own)),
             )  # fmt: skip
-            halves.append((self.alive[part], half))
-        return halves
+            parts.append((self.alive[own], part))
+        return parts
 
-    def _join(self, halves: "list[tuple[Tensor, Rollout]]", walked: list[Steps], steps: int) -> Steps:
-        """Goes on from where `_halves` have come; the steps they took."""
+    def _join(self, parts: "list[tuple[Tensor, Rollout]]", walked: list[Steps], steps: int) -> Steps:
+        """Goes on from where `parts` have come; the steps they took."""
         taken = empty_steps(self.count, steps, self._observations.shape[1], self.policy.action_dim)
-        width = max(half.snapshots.shape[2] for _, half in halves)
+        width = max(part.snapshots.shape[2] for _, part in parts)
         self.snapshots = torch.zeros(self.count, steps if width else 0, width, dtype=torch.float64)
-        for (rows, half), own in zip(halves, walked, strict=True):
+        for (rows, part), own in zip(parts, walked, strict=True):
             for name, values in vars(own).items():
                 getattr(taken, name)[rows] = values
-            if half.snapshots.numel():
-                self.snapshots[rows] = half.snapshots
+            if part.snapshots.numel():
+                self.snapshots[rows] = part.snapshots
             for name in ("terminated", "faulty", "final_observations"):
-                getattr(self, name)[rows] = getattr(half, name)
-        parts = [half for _, half in halves]
-        self.alive = torch.cat([rows[half.alive] for rows, half in halves])
+                getattr(self, name)[rows] = getattr(part, name)
+        self.alive, order = torch.cat([rows[part.alive] for rows, part in parts]).sort()
         for name in ("_observations", "_returns_to_go", "_timesteps"):
-            setattr(self, name, torch.cat([getattr(half, name) for half in parts]))
-        self._history = concatenate([half._history for half in parts], 0)
-        recorded = [cast(Restorable, half.simulator).snapshot() for half in parts]
-        cast(Restorable, self.simulator).restore(np.concatenate(recorded))
+            setattr(self, name, torch.cat([getattr(part, name) for _, part in parts])[order])
+        self._history = concatenate([part._history for _, part in parts], 0).map(itemgetter(order))
+        recorded = np.concatenate([cast(Restorable, part.simulator).snapshot() for _, part in parts])
+        cast(Restorable, self.simulator).restore(recorded[order.numpy()])
         self._settle()
         return taken
 

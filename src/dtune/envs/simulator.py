@@ -1,5 +1,6 @@
 """What an environment must offer: many episodes of it, side by side."""
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -88,11 +89,17 @@ class Restorable(Simulator, Protocol):
 
 
 @runtime_checkable
-class Twinned(Restorable, Protocol):
-    """A simulator of which there can be a second, so that one steps while the network is asked for the other."""
+class Divisible(Restorable, Protocol):
+    """A simulator of which there can be several, so that they step while others do, or while a network is asked."""
 
-    def twin(self) -> Restorable:
-        """Another simulator of the same task, always the same one, without rows; the two know nothing of each other."""
+    threads: int
+    """Threads that step it."""
+
+    def twins(self, count: int, threads: int) -> Sequence[Restorable]:
+        """`count` simulators of the same task with so many threads each; none knows of another.
+
+        They have no rows, or any; the same ones may be given each time.
+        """
         ...
 
 

@@ -59,7 +59,7 @@ class PretrainConfig:
     evaluation_episodes: int = 20
     """Episodes the result is evaluated on, with mean actions."""
     threads: int = 1
-    """CPU threads for the physics. Results do not depend on it."""
+    """CPU threads for the physics, and for walks of a large network. Results do not depend on it."""
     network_threads: int = 1
     """CPU threads for the network. Small networks are slower with more than one."""
     device: str = "cpu"
@@ -100,7 +100,7 @@ class FinetuneConfig:
     evaluate_seconds: float | None = None
     """Seconds of training between evaluations, each with a checkpoint, in place of those two."""
     threads: int = 1
-    """CPU threads for the physics. Results do not depend on it."""
+    """CPU threads for the physics, and for walks of a large network. Results do not depend on it."""
     network_threads: int = 1
     """CPU threads for the network. Small networks are slower with more than one. A pretraining that comes first has
     one: `dtune pretrain` before it takes a number of its own."""

@@ -15,6 +15,8 @@ from dtune.models.distributions import TanhNormal
 from dtune.models.policy import Policy, TrainablePolicy
 
 CPU = torch.device("cpu")
+LARGE = 1_000_000
+"""Parameters from which on a network is asked by several threads of Python at a time."""
 
 
 def device_of(network: nn.Module | TrainablePolicy) -> torch.device:
@@ -25,6 +27,11 @@ def device_of(network: nn.Module | TrainablePolicy) -> torch.device:
 def lives_elsewhere(policy: Policy) -> bool:
     """Whether `policy` is a network that is not on the CPU, which is free while it works."""
     return isinstance(policy, nn.Module) and any(part.device != CPU for part in policy.parameters())
+
+
+def is_large(policy: Policy) -> bool:
+    """Whether `policy` is a network whose calls take far longer than Python needs to make them."""
+    return isinstance(policy, nn.Module) and sum(part.numel() for part in policy.parameters()) >= LARGE
 
 
 def to_device(context: Steps, device: torch.device) -> Steps:
