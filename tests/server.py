@@ -70,10 +70,10 @@ def serving(content: bytes, *moods: str, **options: Any) -> Iterator[Server]:
             for name, value in (("ETag", state.tag), ("Last-Modified", state.date)):
                 if value:
                     self.send_header(name, value)
-            if mood == "sizeless":
+            if mood in ("sizeless", "lie"):
                 self.close_connection = True
-            else:
-                self.send_header("Content-Length", str(len(body)))
+            if mood != "sizeless":
+                self.send_header("Content-Length", detail if mood == "lie" else str(len(body)))
             self.end_headers()
             self.send_body(body, mood, detail)
 

@@ -165,9 +165,10 @@ def test_a_damaged_note_begins_again(path, note):
     assert path.read_bytes() == CONTENT
 
 
-def test_a_server_that_does_not_say_the_size_is_believed(path):
+@pytest.mark.parametrize("mood", ["sizeless", "lie:" + 5000 * "9", "lie:none"])
+def test_a_server_that_does_not_say_the_size_is_believed(path, mood):
     told = []
-    with serving(CONTENT, "sizeless") as server:
+    with serving(CONTENT, mood) as server:
         download(server.address, path, patience=QUICK, progress=lambda here, whole: told.append(whole))
     assert path.read_bytes() == CONTENT
     assert set(told) == {None}

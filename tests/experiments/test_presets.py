@@ -352,6 +352,8 @@ def test_a_reinformer_differs_from_the_page_in_its_network_and_context_only(meth
     config = pretraining(dataset, "paper", architecture="reinformer")
     assert config.model == ModelConfig(layers=4, heads=8, width=256, dropout=0.1)
     assert config.algorithm.context_length == 5
+    walkers = pretraining("walker2d-medium-v2", "paper", architecture="reinformer")
+    assert [one.algorithm.batch_size for one in (config, walkers)] == [256, 128]
     assert config.iterations * config.algorithm.updates_per_iteration == 50_000
     little = pretraining(dataset, "small", architecture="reinformer")
     assert (little.architecture, little.model) == ("reinformer", small.MODEL)

@@ -209,7 +209,7 @@ def _ask(address: str, part: _Part, progress: Progress, patience: Patience) -> N
 def _settle(response: http.client.HTTPResponse, part: _Part, size: int, address: str) -> int | None:
     """Makes the part what the answer goes on from; the size the whole file will have, where the server says it."""
     length = response.headers.get("Content-Length")
-    rest = int(length) if length is not None and length.isdecimal() else None
+    rest = int(length) if length is not None and length.isdecimal() and len(length) < 20 else None
     begins = response.headers.get("Content-Range", "").startswith(f"bytes {size}-")
     tag = response.headers.get("ETag")
     version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")

@@ -25,7 +25,9 @@ def read_columns(path: Path, complain: Complain = refuse) -> dict[str, Tensor]:
         DataError: if the file is missing or damaged as a whole, of no such format, or does not fit into memory.
     """
     if not path.is_file():
-        raise DataError(f"{path} is not there, or is no file: give the path of a D4RL HDF5 file.")
+        raise DataError(
+            f"{path} is not there, or is no file: give the path of a dataset, in D4RL's HDF5, in Minari's, or .npz."
+        )
     with path.open("rb") as file:
         begin = file.read(len(hdf5.SIGNATURE))
     if begin.startswith(npz.SIGNATURE):

@@ -174,7 +174,8 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0, architecture: Archite
     updates, rate = baselines.TABLE_9[task].pretraining_updates, baselines.TABLE_9[task].update.learning_rate
     algorithm = SupervisedConfig(context_length=c_offline, learning_rate=rate)
     if reinformer:
-        algorithm, updates = REINFORMER_PRETRAINING, 50_000
+        algorithm = replace(REINFORMER_PRETRAINING, batch_size=256 if task == "hopper" else 128)
+        updates = 50_000
     config = PretrainConfig(
         dataset=dataset,
         seed=seed,
