@@ -163,13 +163,29 @@ class Failing(PointMass):
         raise RuntimeError("physics")
 
 
-@pytest.mark.parametrize("drive", [lambda walks, simulators: alone(walks[0], simulators[0]), alternate, side_by_side])
+@pytest.mark.parametrize(
+    "drive", [lambda walks, simulators: alone(walks[0], simulators[0].step), alternate, side_by_side]
+)
 def test_a_step_that_fails_is_told_as_ever(drive):
     def walk():
         yield torch.zeros(1, 2)
 
     with pytest.raises(RuntimeError, match="physics"):
         drive([walk() for _ in range(2)], [Failing()] * 2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_where_one_walk_fails_the_others_end(first):
+    def walk():
+        while True:
+            yield torch.zeros(1, 2)
+
+    endless = PointMass()
+    endless.reset(1, seeded())
+    simulators = [Failing(), endless] if first else [endless, Failing()]
+    with pytest.raises(RuntimeError, match="physics"):
+        side_by_side([walk(), walk()], simulators)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("walks")]
 
 
 @pytest.mark.parametrize(

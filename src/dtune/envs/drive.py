@@ -1,8 +1,9 @@
 """Walks ask for the outcomes of their actions, and simulators answer: three ways to bring them together."""
 
 from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor, as_completed, wait
+from threading import Event
 
 import torch
 from jaxtyping import Float32
@@ -11,35 +12,50 @@ from torch import Tensor
 from dtune.data.steps import Steps
 from dtune.envs.simulator import Outcome, Simulator
 
-Walk = Generator[Float32[Tensor, "envs action"], Outcome, Steps]
+Actions = Float32[Tensor, "envs action"]
+Step = Callable[[Actions], Outcome]
+Walk = Generator[Actions, Outcome, Steps]
 """Yields actions, is sent what came of them, and returns all the steps it took."""
 
 
-def alone(walk: Walk, simulator: Simulator) -> Steps:
+def alone(walk: Walk, step: Step) -> Steps:
     """One after the other."""
     try:
         actions = next(walk)
         while True:
-            actions = walk.send(simulator.step(actions))
+            actions = walk.send(step(actions))
     except StopIteration as end:
         taken: Steps = end.value
         return taken
 
 
 def side_by_side(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[Steps]:
-    """Each walk in a thread of its own, in which PyTorch has one: no thread ever waits for another."""
-    threads = torch.get_num_threads()
+    """Each walk in a thread of its own, in which PyTorch has one: no thread ever waits for another.
+
+    Where one fails, or the wait for them is interrupted, all end at their next step.
+    """
+    threads, over = torch.get_num_threads(), Event()
 
     @torch.no_grad()  # of the thread it runs in
     def walk_on(walk: Walk, simulator: Simulator) -> Steps:
-        torch.set_num_threads(1)
-        return alone(walk, simulator)
+        def step(actions: Actions) -> Outcome:
+            if over.is_set():
+                raise CancelledError
+            return simulator.step(actions)
 
-    try:
-        with ThreadPoolExecutor(len(walks), thread_name_prefix="walks") as pool:
-            return list(pool.map(walk_on, walks, simulators))
-    finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
+        return alone(walk, step)
+
+    with ThreadPoolExecutor(len(walks), thread_name_prefix="walks") as pool:
+        futures = [pool.submit(walk_on, *pair) for pair in zip(walks, simulators, strict=True)]
+        try:
+            for future in as_completed(futures):
+                future.result()  # the first to fail is told, whichever it is
+        finally:
+            over.set()
+            wait(futures)
+            torch.set_num_threads(threads)
+    return [future.result() for future in futures]
 
 
 def alternate(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[Steps]:

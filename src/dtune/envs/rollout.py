@@ -130,7 +130,7 @@ class Rollout:
             drive = alternate if lives_elsewhere(self.policy) else side_by_side
             taken = self._join(parts, drive(walks, [part.simulator for _, part in parts]), steps)
         else:
-            taken = alone(self._walk(steps, noise, actor, act, snapshots), self.simulator)
+            taken = alone(self._walk(steps, noise, actor, act, snapshots), self.simulator.step)
         if log_probs and self._fast is not None:
             self._add_log_probs(taken, living, before)
         return taken
