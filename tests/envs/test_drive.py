@@ -7,8 +7,10 @@ import pytest
 import torch
 from pointmass import PointMass, TinyPolicy
 
+from dtune import finetune
 from dtune.algorithms.grpo import GRPO, GRPOConfig
 from dtune.data.steps import empty_steps
+from dtune.envs import drive as drive_module
 from dtune.envs import rollout as rollouts
 from dtune.envs.collect import collect_episodes
 from dtune.envs.drive import alone, alternate, side_by_side
@@ -163,15 +165,61 @@ class Failing(PointMass):
         raise RuntimeError("physics")
 
 
-@pytest.mark.parametrize(
-    "drive", [lambda walks, simulators: alone(walks[0], simulators[0].step), alternate, side_by_side]
-)
+def first_alone(walks, simulators):
+    return alone(walks[0], simulators[0].step)
+
+
+@pytest.mark.parametrize("drive", [first_alone, alternate, side_by_side])
 def test_a_step_that_fails_is_told_as_ever(drive):
     def walk():
         yield torch.zeros(1, 2)
 
     with pytest.raises(RuntimeError, match="physics"):
         drive([walk() for _ in range(2)], [Failing()] * 2)
+
+
+@pytest.mark.parametrize("drive", [first_alone, alternate, side_by_side])
+def test_the_end_of_something_else_is_not_the_end_of_a_walk(drive):
+    class Ending(PointMass):
+        def step(self, actions):
+            raise StopIteration
+
+    def walk():
+        yield torch.zeros(1, 2)
+        return empty_steps(1, 1, 1, 1)
+
+    with pytest.raises((StopIteration, RuntimeError)):
+        drive([walk(), walk()], [Ending()] * 2)
+
+
+def test_walks_side_by_side_are_in_the_mode_of_their_caller(monkeypatch):
+    with torch.inference_mode():
+        walked(POLICIES["context 1"], go("side by side", monkeypatch))
+
+
+def noted(drives, name, drive, walks, simulators):
+    drives.append(name)
+    return drive(walks, simulators)
+
+
+@pytest.mark.parametrize("way", ["in turns", "side by side"])
+def test_a_run_walks_in_parts_and_its_numbers_are_the_same(way, monkeypatch):
+    """Through the loop, which watches its simulators."""
+    rows, drives = [], []
+    for one in ("whole", way):
+        simulator = go(one, monkeypatch)
+        for name in ("alternate", "side_by_side"):
+            monkeypatch.setattr(rollouts, name, partial(noted, drives, name, getattr(drive_module, name)))
+        config = GRPOConfig(
+            return_to_go=900.0, reset_trajectories=4, group_size=4, subtrajectory_length=5, lookahead_length=20,
+            return_margin=0.0, batch_size=32,
+        )  # fmt: skip
+        learner = GRPO(transformer(1), config, seeded(4))
+        rows.append(finetune(learner, simulator, iterations=1, evaluation_episodes=40, quiet=True))
+        assert bool(drives) == (one == way)
+    timeless = [[{k: v for k, v in row.items() if "time" not in k} for row in one] for one in rows]
+    assert timeless[0] == timeless[1]
+    assert set(drives) == {{"in turns": "alternate", "side by side": "side_by_side"}[way]}
 
 
 @pytest.mark.parametrize("first", [True, False])

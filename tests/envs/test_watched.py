@@ -8,7 +8,7 @@ from pointmass import PointMass
 
 from dtune.envs.check import check_simulator
 from dtune.envs.collect import collect_episodes
-from dtune.envs.simulator import Restorable
+from dtune.envs.simulator import Divisible, Restorable
 from dtune.envs.tasks import make_simulator
 from dtune.envs.watched import KEPT, Watched
 from dtune.errors import SimulatorError
@@ -116,3 +116,43 @@ def test_where_one_cannot_go_back_no_walk_can_be_told_but_all_else_works():
     for call in (simulator.walks, simulator.snapshot):
         with pytest.raises(SimulatorError, match=r"OneWay has no snapshot and restore.*PPO-DT"):
             call()
+
+
+class Pair(PointMass):
+    """Two point masses side by side; one row of a part breaks."""
+
+    threads = 2
+
+    def twins(self, count, threads):
+        self.made = getattr(self, "made", [PointMass(faults={1: 3}), PointMass(faults={0: 2})])
+        return self.made[:count]
+
+
+def test_twins_are_watched_with_their_simulator():
+    whole = Watched(Pair())
+    assert isinstance(whole, Divisible)
+    assert whole.threads == 2
+    whole.reset(4, seeded())
+    snapshots, actions = whole.snapshot(), draw(5, 4)
+    twins = whole.twins(2, 1)
+    assert twins == whole.twins(2, 1)
+    for part, twin in enumerate(twins):
+        twin.restore(snapshots[part::2])
+        step_all(twin, actions[:, part::2])
+    assert whole.broken == 2
+    first, second = whole.walks()
+    np.testing.assert_array_equal(first.snapshot, snapshots[2])
+    np.testing.assert_array_equal(first.actions, actions[:4, 2])
+    np.testing.assert_array_equal(second.snapshot, snapshots[1])
+    np.testing.assert_array_equal(second.actions, actions[:3, 1])
+    whole.restore(snapshots)
+    whole.forget()
+    assert whole.broken == 0
+    present = whole.walks()  # none broke: those that were walked in parts
+    assert [len(walk.actions) for walk in present] == [5, 4, 3, 5]
+    np.testing.assert_array_equal(present[0].snapshot, snapshots[0])
+
+
+def test_what_cannot_be_divided_has_no_twins():
+    assert Watched(PointMass()).twins(2, 1) == []
+    assert Watched(PointMass()).threads == 1

@@ -4,7 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +50,27 @@ def test_the_config_is_written_once(tmp_path):
     settle_config(tmp_path / "run", Outer())
     assert (path.read_bytes(), path.stat().st_ino) == written
     assert read_config(tmp_path / "run")["iterations"] == 100
+
+
+def test_a_setting_that_there_was_none_of_has_its_default(tmp_path):
+    """A run of an older version goes on, unless a newer setting is set."""
+    path = tmp_path / "config.json"
+    for config in (Outer(), {"outer": Outer()}):
+        whole = json.loads(settle(tmp_path, config))
+        old = whole.get("outer", whole)
+        del old["iterations"], old["algorithm"]["group_size"]
+        path.write_text(json.dumps(whole))
+        settle_config(tmp_path, config)
+        assert json.loads(path.read_text()) == whole
+        changed = replace(Outer(), algorithm=Inner(group_size=9))
+        with pytest.raises(ConfigError, match=r"algorithm.group_size: \(absent\) -> 9\n"):
+            settle_config(tmp_path, changed if config == Outer() else {"outer": changed})
+        path.unlink()
+
+
+def settle(directory, config):
+    settle_config(directory, config)
+    return (directory / "config.json").read_text()
 
 
 def test_another_config_is_refused_with_the_difference(tmp_path):

@@ -1,6 +1,8 @@
 """A decision transformer that only acts answers as it does when asked about whole windows."""
 
+import gc
 import math
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
@@ -141,6 +143,20 @@ def test_an_actor_has_the_weights_of_the_moment_it_was_made():
     after = policy.acting()(asked)
     assert difference(after, policy, asked) <= 1e-5
     assert difference(before, policy, asked) > 1e-2
+
+
+def test_an_actor_goes_when_nobody_has_it_any_more():
+    """One is made for every advance: waiting for the collector of cycles, their packed weights would pile up."""
+    actor, collecting = make().acting(), gc.isenabled()
+    gone = weakref.ref(actor.act)
+    actor(window(20))
+    gc.disable()
+    try:
+        del actor
+        assert gone() is None
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def test_no_graph_is_recorded():

@@ -44,6 +44,21 @@ def test_rows_are_computed_whatever_their_number():
     assert record.replayed == 6
 
 
+def test_what_cannot_be_recorded_is_called():
+    def refuse(function):
+        raise RuntimeError("no capture")
+
+    double = Replayed(lambda x: (2 * x,), CPU, refuse)
+    for rows in (3, 2, 5):
+        x = torch.randn(rows)
+        if rows == 2:  # as many as were recorded, or fewer
+            (answer,) = double(x)
+        else:
+            with pytest.warns(UserWarning, match="acts without: no capture"):
+                (answer,) = double(x)
+        assert torch.equal(answer, 2 * x)
+
+
 def test_what_was_given_is_not_written_to():
     x = torch.ones(3)
     halve = Replayed(lambda x: (x / 2,), CPU, Recorder())
@@ -57,7 +72,7 @@ def test_a_replayed_actor_acts_as_ever():
     shape = DecisionTransformerConfig(observation_dim=2, action_dim=2, layers=2, heads=2, width=16, context_length=1)
     policy, record = DecisionTransformer(shape, torch.Generator().manual_seed(1)), Recorder()
     plain, replayed = (StateToken(policy, ReturnTable(policy)) for _ in range(2))
-    replayed.compute = Replayed(replayed._compute, CPU, record)
+    replayed.compute = Replayed(replayed.compute, CPU, record)
     for rows in (40, 24, 32, 64, 20):
         steps = draw_steps(rows, 1)
         expected, answer = plain(steps), replayed(steps)

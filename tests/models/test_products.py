@@ -27,6 +27,17 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_no_rows_are_no_rows(large):
+    weight, bias = (part.requires_grad_() for part in weights(large))
+    none = torch.zeros(0, 3, weight.shape[1], requires_grad=True)
+    result = linear(none, weight, bias)
+    assert result.shape == (0, 3, len(weight))
+    result.sum().backward()
+    assert none.grad.shape == none.shape
+    assert not weight.grad.any()
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("large", [False, True])
 def test_values_and_gradients_are_those_of_a_linear_map(large, layout):

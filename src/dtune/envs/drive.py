@@ -14,19 +14,20 @@ from dtune.envs.simulator import Outcome, Simulator
 
 Actions = Float32[Tensor, "envs action"]
 Step = Callable[[Actions], Outcome]
-Walk = Generator[Actions, Outcome, Steps]
-"""Yields actions, is sent what came of them, and returns all the steps it took."""
+Walk = Generator[Actions, Outcome | None, Steps]
+"""Yields actions, is sent what came of them (at first, None), and returns all the steps it took."""
 
 
 def alone(walk: Walk, step: Step) -> Steps:
     """One after the other."""
-    try:
-        actions = next(walk)
-        while True:
-            actions = walk.send(step(actions))
-    except StopIteration as end:
-        taken: Steps = end.value
-        return taken
+    outcome = None
+    while True:
+        try:
+            actions = walk.send(outcome)
+        except StopIteration as end:
+            taken: Steps = end.value
+            return taken
+        outcome = step(actions)
 
 
 def side_by_side(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[Steps]:
@@ -34,9 +35,8 @@ def side_by_side(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list
 
     Where one fails, or the wait for them is interrupted, all end at their next step.
     """
-    threads, over = torch.get_num_threads(), Event()
+    threads, inference, over = torch.get_num_threads(), torch.is_inference_mode_enabled(), Event()
 
-    @torch.no_grad()  # of the thread it runs in
     def walk_on(walk: Walk, simulator: Simulator) -> Steps:
         def step(actions: Actions) -> Outcome:
             if over.is_set():
@@ -44,7 +44,8 @@ def side_by_side(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list
             return simulator.step(actions)
 
         torch.set_num_threads(1)
-        return alone(walk, step)
+        with torch.inference_mode(inference), torch.no_grad():  # both are a thread's own
+            return alone(walk, step)
 
     with ThreadPoolExecutor(len(walks), thread_name_prefix="walks") as pool:
         futures = [pool.submit(walk_on, *pair) for pair in zip(walks, simulators, strict=True)]
@@ -66,7 +67,7 @@ def alternate(walks: Sequence[Walk], simulators: Sequence[Simulator]) -> list[St
 
         def go_on(index: int, outcome: Outcome | None) -> None:
             try:
-                actions = next(walks[index]) if outcome is None else walks[index].send(outcome)
+                actions = walks[index].send(outcome)
             except StopIteration as end:
                 taken[index] = end.value
             else:

@@ -22,6 +22,8 @@ __all__ = ["MIN_ROWS", "Episodes", "ResetPoints", "Rollout"]
 
 MIN_ROWS = 16
 """Rows a policy is asked for at least."""
+MIN_STEPS = 4
+"""Steps that are worth dividing walks for."""
 MAX_ROWS = 4096
 """Rows a policy is asked for at most, where many steps are looked at together: larger results leave the caches."""
 
@@ -122,7 +124,7 @@ class Rollout:
         shape = (self.count, steps, self.policy.action_dim)
         noise = None if generator is None else draw(shape, generator)
         living, before, actor = self.alive, self._history, actor_of(self.policy, dtype)
-        parts = self._parts()
+        parts = self._parts() if steps >= MIN_STEPS else []
         if parts:
             walks = [
                 part._walk(steps, None if noise is None else noise[rows], actor, act, snapshots) for rows, part in parts
@@ -158,6 +160,7 @@ class Rollout:
             if self._fast is None:
                 now["log_probs"] = distribution.base_log_prob(raw)
             outcome = yield now["actions"]
+            assert outcome is not None
             self._take({name: column[time] for name, column in columns.items()}, now, outcome)
         return taken
 
@@ -196,8 +199,11 @@ class Rollout:
         count = min(count, many // MIN_ROWS)
         if count < 2:
             return []
+        twins = simulator.twins(count, simulator.threads if away else 1)
+        if not twins:
+            return []
         recorded, parts = simulator.snapshot(), []
-        for first, twin in enumerate(simulator.twins(count, simulator.threads if away else 1)):
+        for first, twin in zip(range(count), twins, strict=True):
             own = torch.arange(first, many, count)  # every so many, because members of a group end alike
             twin.restore(recorded[own.numpy()])
             part = Rollout(
@@ -217,8 +223,9 @@ class Rollout:
                 getattr(taken, name)[rows] = values
             if part.snapshots.numel():
                 self.snapshots[rows] = part.snapshots
+            ended = torch.ones(len(rows), dtype=torch.bool).index_fill_(0, part.alive, 0)
             for name in ("terminated", "faulty", "final_observations"):
-                getattr(self, name)[rows] = getattr(part, name)
+                getattr(self, name)[rows[ended]] = getattr(part, name)[ended]
         self.alive, order = torch.cat([rows[part.alive] for rows, part in parts]).sort()
         for name in ("_observations", "_returns_to_go", "_timesteps"):
             setattr(self, name, torch.cat([getattr(part, name) for _, part in parts])[order])

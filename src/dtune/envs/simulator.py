@@ -98,7 +98,7 @@ class Divisible(Restorable, Protocol):
     def twins(self, count: int, threads: int) -> Sequence[Restorable]:
         """`count` simulators of the same task with so many threads each; none knows of another.
 
-        They have no rows, or any; the same ones may be given each time.
+        They have no rows, or any; the same ones may be given each time. An empty list: it cannot be divided now.
         """
         ...
 

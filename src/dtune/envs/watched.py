@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from dtune.envs.simulator import Outcome, Restorable, Simulator
+from dtune.envs.simulator import Divisible, Outcome, Restorable, Simulator
 from dtune.errors import SimulatorError
 
 KEPT = 16
@@ -46,7 +46,7 @@ class _Trace:
 
 @final
 class Watched:
-    """Passes everything on to a simulator (a `Restorable`, where that is one), and keeps what leads to a fault.
+    """Passes everything on to a simulator (`Restorable`, `Divisible`, where that is), and keeps what leads to a fault.
 
     Actions are kept of the present walks only, and of up to `KEPT` that broke. Observations, rewards and endings are
     the simulator's own.
@@ -60,6 +60,7 @@ class Watched:
         self.observation_dim, self.action_dim = simulator.observation_dim, simulator.action_dim
         self.horizon = simulator.horizon
         self._broken: list[_Trace] = []
+        self._twins: dict[int, list[Watched]] = {}
         self._rows: Int64[Tensor, "envs"]
         self._begin(_Start(count=0))
 
@@ -91,30 +92,51 @@ class Watched:
         self._begin(_Start(count=len(snapshots), snapshots=snapshots.copy()))
         return self._restorable().restore(snapshots)
 
+    @property
+    def threads(self) -> int:
+        """See `Divisible.threads`; 1 where the simulator cannot be divided."""
+        return self._simulator.threads if isinstance(self._simulator, Divisible) else 1
+
+    def twins(self, count: int, threads: int) -> "list[Watched]":
+        """Those of the simulator, watched together with it; none where it cannot be divided. See `Divisible.twins`."""
+        if not isinstance(self._simulator, Divisible):
+            return []
+        twins, made = self._simulator.twins(count, threads), self._twins.setdefault(threads, [])
+        made += [Watched(twin) for twin in twins[len(made) :]]
+        return made[:count]
+
     def forget(self) -> None:
         """Forgets the walks that broke."""
-        self._broken = []
+        for watched in self._all():
+            watched._broken = []
 
     @property
     def broken(self) -> int:
         """Walks that broke since `forget`, `KEPT` at most."""
-        return len(self._broken)
+        return min(KEPT, sum(len(watched._broken) for watched in self._all()))
 
     def walks(self) -> list[Walk]:
         """The walks that broke since `forget` or, where none did, the first of the present batch that were walked here.
+
+        Where they were walked in parts, each began where the parts did.
 
         Starts are looked up in the simulator itself: its rows are no longer those of before.
 
         Raises:
             SimulatorError: if the simulator cannot be gone back in: then a walk's start cannot be kept.
         """
-        present = (self._trace(row) for row in range(self._start.count))
-        traces = self._broken or list(islice((trace for trace in present if len(trace.actions)), KEPT))
+        present = (watched._trace(row) for watched in self._all() for row in range(watched._start.count))
+        broken = [trace for watched in self._all() for trace in watched._broken][:KEPT]
+        traces = broken or list(islice((trace for trace in present if len(trace.actions)), KEPT))
         snapshots: dict[int, Float64[np.ndarray, "envs snapshot"]] = {}
         for trace in traces:
             if id(trace.start) not in snapshots:
                 snapshots[id(trace.start)] = self._snapshots(trace.start)
         return [Walk(snapshot=snapshots[id(trace.start)][trace.row], actions=trace.actions) for trace in traces]
+
+    def _all(self) -> "list[Watched]":
+        """This one, and those made of its twins."""
+        return [self, *(twin for made in self._twins.values() for twin in made)]
 
     def _begin(self, start: _Start) -> None:
         self._start = start

@@ -78,7 +78,9 @@ def settle_config(directory: Path, config: Any, *, may_change: Collection[str] =
     path = Path(directory) / "config.json"
     new = plain(config)
     if path.exists():
-        changed = differences(read_config(directory), new)
+        old = read_config(directory)
+        same = set(_at_default(config)) - set(_flat(old))  # settings that there were none of then
+        changed = {name: line for name, line in differences(old, new).items() if name not in same}
         refused = [line for name, line in changed.items() if name not in may_change]
         if refused:
             raise ConfigError(
@@ -119,6 +121,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str
         if was != now:
             lines[name] = f"{name}: {was} -> {now}"
     return lines
+
+
+def _at_default(config: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of the fields that have their default values."""
+    if isinstance(config, Mapping):
+        for name, value in config.items():
+            yield from _at_default(value, f"{prefix}{name}.")
+    elif dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            name, value = prefix + field.name, getattr(config, field.name)
+            if field.default is not dataclasses.MISSING and value == field.default:
+                yield name
+            else:
+                yield from _at_default(value, f"{name}.")
 
 
 def plain(config: Any) -> Any:

@@ -209,15 +209,9 @@ class StateToken:
     """
 
     def __init__(self, policy: DecisionTransformer, returns: Returns, dtype: torch.dtype = torch.float32):
-        self.returns, self.device = returns, policy.observation_mean.device
-        self.parts = (-1, len(policy.blocks), 2, policy.config.heads, policy.config.width // policy.config.heads)
-        activation = policy.config.activation
-        self.embed = _packed_embedding(policy)
-        self.layers = [_StateBlock(cast(Block, block), activation, dtype) for block in policy.blocks]
-        mean, log_std = policy.head_mean, policy.head_log_std
-        self.head = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
-        self.norm_embedding, self.norm_final = _fixed(policy.norm_embedding), _fixed(policy.norm_final)
-        self.compute = Replayed(self._compute, self.device) if self.device.type == "cuda" else self._compute
+        self.device = policy.observation_mean.device
+        compute = _Blocks(policy, returns, dtype)
+        self.compute = Replayed(compute, self.device) if self.device.type == "cuda" else compute
 
     def __call__(self, window: Steps) -> TanhNormal:
         """π at the last step."""
@@ -226,10 +220,23 @@ class StateToken:
             returns, seen = returns.to(self.device), seen.to(self.device)
         return to_cpu(TanhNormal(*self.compute(returns, seen)))
 
-    def _compute(
+
+class _Blocks:
+    """The way of state tokens, from what is seen to the mean and deviation of an action, on the network's device."""
+
+    def __init__(self, policy: DecisionTransformer, returns: Returns, dtype: torch.dtype):
+        self.returns = returns
+        self.parts = (-1, len(policy.blocks), 2, policy.config.heads, policy.config.width // policy.config.heads)
+        activation = policy.config.activation
+        self.embed = _packed_embedding(policy)
+        self.layers = [_StateBlock(cast(Block, block), activation, dtype) for block in policy.blocks]
+        mean, log_std = policy.head_mean, policy.head_log_std
+        self.head = packed(torch.cat([mean.weight, log_std.weight]), torch.cat([mean.bias, log_std.bias]))
+        self.norm_embedding, self.norm_final = _fixed(policy.norm_embedding), _fixed(policy.norm_final)
+
+    def __call__(
         self, returns: Float[Tensor, "rows"], seen: Float[Tensor, "rows obs"]
     ) -> tuple[Float[Tensor, "rows action"], Float[Tensor, "rows action"]]:
-        """Mean and deviation, where the network is."""
         known = self.returns(returns).view(self.parts).unbind(1)
         x = self.norm_embedding(self.embed(seen))
         for block, keys_and_values in zip(self.layers, known, strict=True):

@@ -1,5 +1,6 @@
 """Many small calls as one: on a GPU, what a function launches is recorded once and replayed, as a CUDA graph."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -36,12 +37,21 @@ class Replayed:
         """`function(*inputs)`."""
         rows = len(inputs[0])
         if rows > self.rows:
-            self.rows, self._inputs = rows, tuple(x.to(self.device, copy=True) for x in inputs)
-            self._replay = self.record(lambda: self.function(*self._inputs))
+            held_inputs = tuple(x.to(self.device, copy=True) for x in inputs)
+            self._replay = self._record(partial(self.function, *held_inputs))
+            self.rows, self._inputs = rows, held_inputs
         else:
             for held, given in zip(self._inputs, inputs, strict=True):
                 held[:rows].copy_(given, non_blocking=True)
         return tuple(x[:rows] for x in self._replay())
+
+    def _record(self, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
+        """What repeats `function`; the function itself where it cannot be recorded."""
+        try:
+            return self.record(function)
+        except RuntimeError as error:
+            warnings.warn(f"this network cannot be recorded as a graph and acts without: {error}", stacklevel=2)
+            return function
 
 
 def cuda_graph(device: torch.device, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
@@ -58,7 +68,7 @@ def _cuda_graph(function: Callable[[], Outputs]) -> Callable[[], Outputs]:
             function()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=aside):  # its default stream may be another device's
         outputs = function()
 
     def replay() -> Outputs:

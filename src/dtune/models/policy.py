@@ -84,7 +84,8 @@ class ActingPolicy(Policy, Protocol):
         """What acts as this policy does with its present weights, until they change.
 
         It gives what the policy gives but for rounding, and a row's answer, to the last bit, does not depend on the
-        rows beside it. Importance ratios do not rest on it: log-probabilities to learn from are the policy's own.
+        rows beside it. On a CPU, several threads may ask it at the same time. Importance ratios do not rest on it:
+        log-probabilities to learn from are the policy's own.
 
         Args:
             dtype: float32, or a shorter one in which it may compute where no likelihood is asked for.

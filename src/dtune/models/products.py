@@ -37,7 +37,7 @@ _bfloat16: Callable[[], bool] | None = getattr(torch.ops.mkldnn, "_is_mkldnn_bf1
 
 def linear(x: Float[Tensor, "... of"], weight: Float[Tensor, "to of"], bias: Float[Tensor, "to"]) -> Tensor:
     """x Wᵀ + b, differentiable once."""
-    if _suits_onednn(x, weight) and not torch.is_autocast_enabled(x.device.type):
+    if _suits_onednn(x, weight) and x.numel() and not torch.is_autocast_enabled(x.device.type):
         return _Linear.apply(x, weight, bias)
     return functional.linear(x, weight, bias)
 

@@ -178,7 +178,7 @@ def test_learning_rates_fall_over_the_iterations_that_a_measured_pace_leaves_tim
 def test_what_was_not_measured_is_not_guessed():
     budget = Budget(minutes=10.0, pace={("grpo", "hopper-random-v2"): 5.0})
     for method, dataset in (("ppo", "hopper-random-v2"), ("grpo", "ant-medium-v2")):
-        with pytest.raises(ConfigError, match=f"no measured run of {method} on {dataset}: .* --iterations 3"):
+        with pytest.raises(ConfigError, match=f"no measured run of {method} on {dataset}: .* --iterations 10"):
             settle(Curve(method=method), dataset, "small", budget)
 
 

@@ -215,7 +215,8 @@ def _pace(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> float:
             return budget.pace[name, dataset]
     raise ConfigError(
         f"no measured run of {curve.method} on {dataset}: run a few iterations of it into the folder of --like"
-        f" (dtune sweep --datasets {dataset} --methods {curve.method} --iterations 3), or leave out --like"
+        f" (dtune sweep --datasets {dataset} --methods {curve.method} --scale {scale} --iterations 10 --out FOLDER), or"
+        " leave out --like"
     )
 
 
