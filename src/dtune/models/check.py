@@ -12,7 +12,7 @@ from torch import Tensor
 from dtune.data.steps import Steps, concatenate, empty_steps
 from dtune.findings import Finding, find, require
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import Policy, ReturnPredictor, TrainablePolicy
+from dtune.models.policy import LastStepPolicy, Policy, ReturnPredictor, TrainablePolicy
 
 _ROWS = 16
 _STEPS = 12
@@ -53,6 +53,8 @@ def check_policy(policy: Any, observation_dim: int, *, return_to_go: float = 100
     ]
     if isinstance(policy, ReturnPredictor):
         checks.insert(-2, ("predicted return", check.predicted_return, True))
+    if isinstance(policy, LastStepPolicy):
+        checks.insert(2, ("last step", check.last_step, True))
     findings = [members]
     with _evaluating(policy):
         for name, run, needed in checks:
@@ -134,6 +136,15 @@ class _Check:
                 require(bool(value.isfinite().all()), f"{name} is not finite, though all numbers in the window are")
             require(bool((distribution.std > 0).all()), "std has to be above 0 everywhere: give it a lower bound")
         return "means and positive deviations at every step of a window"
+
+    def last_step(self) -> str:
+        context = self.draw(self.length)
+        assert isinstance(self.policy, LastStepPolicy)
+        with torch.no_grad():
+            last = self.policy.last(context)
+        same = _close(torch.cat([last.mean, last.std], -1), self.ask(context)[:, -1])
+        require(same, "last(context) differs from the last step of self(context): updates ask it, and nothing else")
+        return "the same answer where the last step alone is asked for"
 
     def deterministic(self) -> str:
         context = self.draw(self.length)
