@@ -4,6 +4,7 @@ import pytest
 import torch
 from draws import draw_steps
 
+from dtune.models import graphs
 from dtune.models.acting import ReturnTable, StateToken
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.graphs import Replayed
@@ -32,6 +33,33 @@ class Recorder:
         return replay
 
 
+@pytest.fixture
+def at_once(monkeypatch):
+    """Records at the first call."""
+    monkeypatch.setattr(graphs, "UNRECORDED", 0)
+
+
+def test_who_asks_a_few_times_waits_for_no_recording():
+    record = Recorder()
+    double = Replayed(lambda x: (2 * x,), CPU, record)
+    for call in range(graphs.UNRECORDED + 3):
+        x = torch.randn(3 + call % 2)
+        assert torch.equal(double(x)[0], 2 * x)
+        assert record.recorded == (0 if call < graphs.UNRECORDED else 1 if call == graphs.UNRECORDED else 2)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_recording_that_says_something_else_is_not_used():
+    def wrong(function):
+        return lambda: tuple(x + 1 for x in function())
+
+    double = Replayed(lambda x: (2 * x,), CPU, wrong)
+    with pytest.warns(UserWarning, match="acts without: its recording says something else"):
+        assert torch.equal(double(torch.ones(3))[0], torch.full((3,), 2.0))
+    assert torch.equal(double(torch.zeros(2))[0], torch.zeros(2))
+
+
+@pytest.mark.usefixtures("at_once")
 def test_rows_are_computed_whatever_their_number():
     record = Recorder()
     double = Replayed(lambda x, y: (2 * x, x + y[:, 0]), CPU, record)
@@ -41,9 +69,10 @@ def test_rows_are_computed_whatever_their_number():
         assert torch.equal(once, 2 * x)
         assert torch.equal(other, x + y[:, 0])
         assert record.recorded == recordings
-    assert record.replayed == 6
+    assert record.replayed == 6 + 2  # each recording is looked at once before
 
 
+@pytest.mark.usefixtures("at_once")
 def test_what_cannot_be_recorded_is_called():
     def refuse(function):
         raise RuntimeError("no capture")
@@ -59,6 +88,7 @@ def test_what_cannot_be_recorded_is_called():
         assert torch.equal(answer, 2 * x)
 
 
+@pytest.mark.usefixtures("at_once")
 def test_what_was_given_is_not_written_to():
     x = torch.ones(3)
     halve = Replayed(lambda x: (x / 2,), CPU, Recorder())
@@ -67,6 +97,7 @@ def test_what_was_given_is_not_written_to():
     assert torch.equal(x, torch.ones(3))
 
 
+@pytest.mark.usefixtures("at_once")
 @torch.no_grad()
 def test_a_replayed_actor_acts_as_ever():
     shape = DecisionTransformerConfig(observation_dim=2, action_dim=2, layers=2, heads=2, width=16, context_length=1)
@@ -78,7 +109,7 @@ def test_a_replayed_actor_acts_as_ever():
         expected, answer = plain(steps), replayed(steps)
         assert torch.equal(answer.mean, expected.mean)
         assert torch.equal(answer.std, expected.std)
-    assert (record.recorded, record.replayed) == (2, 5)
+    assert (record.recorded, record.replayed) == (2, 5 + 2)
 
 
 @pytest.mark.gpu
@@ -89,6 +120,7 @@ def test_on_a_gpu_an_actor_is_a_graph_and_acts_as_the_policy():
     actor = policy.acting()
     assert actor.kind == "tabulated"
     assert isinstance(actor.act.compute, Replayed)
-    for rows in (512, 300, 17, 512):
+    for rows in (*[512] * graphs.UNRECORDED, 512, 300, 17, 512):
         steps = draw_steps(rows, 1)
         torch.testing.assert_close(actor(steps).mean, policy(steps)[:, -1].mean, atol=1e-5, rtol=1e-5)
+    assert actor.act.compute.rows == 512

@@ -11,6 +11,8 @@ Outputs = tuple[Tensor, ...]
 Record = Callable[[Callable[[], Outputs]], Callable[[], Outputs]]
 """Runs a function of tensors that stay where they are, and gives what repeats it: into the same outputs each time."""
 
+UNRECORDED = 8
+"""Calls that are made without a recording."""
 WARM_UP = 3
 """Calls before recording, in which libraries choose and allocate what a recording must not."""
 
@@ -18,8 +20,9 @@ WARM_UP = 3
 class Replayed:
     """A row-wise `function` of tensors, replayed for any number of rows up to the largest yet.
 
-    Outputs hold until the next call. A call with more rows than any before records anew; with fewer, the others are
-    computed as well, of what stood there, and left out.
+    The first calls are made as they are: who asks a few times only, waits for no recording. After them one is made for
+    as many rows as there are, compared with a call, and used if it says the same; a call with more rows makes another.
+    With fewer, the others are computed as well, of what stood there, and left out. Outputs hold until the next call.
 
     Args:
         function: row i of its outputs depends on row i of its inputs alone; it neither waits for the device nor
@@ -31,11 +34,13 @@ class Replayed:
     def __init__(self, function: Callable[..., Outputs], device: torch.device, record: Record | None = None) -> None:
         self.function, self.device = function, device
         self.record = record or partial(cuda_graph, device)
-        self.rows, self._inputs = 0, tuple[Tensor, ...]()
+        self.calls, self.rows, self._inputs = 0, 0, tuple[Tensor, ...]()
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         """`function(*inputs)`."""
-        rows = len(inputs[0])
+        rows, self.calls = len(inputs[0]), self.calls + 1
+        if self.calls <= UNRECORDED:
+            return self.function(*(x.to(self.device) for x in inputs))
         if rows > self.rows:
             held_inputs = tuple(x.to(self.device, copy=True) for x in inputs)
             self._replay = self._record(partial(self.function, *held_inputs))
@@ -46,12 +51,17 @@ class Replayed:
         return tuple(x[:rows] for x in self._replay())
 
     def _record(self, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
-        """What repeats `function`; the function itself where it cannot be recorded."""
+        """What repeats `function`; the function itself where that cannot be recorded, or says something else."""
         try:
-            return self.record(function)
+            replay = self.record(function)
+            same = all(torch.allclose(*pair, rtol=1e-4, atol=1e-5) for pair in zip(replay(), function(), strict=True))
+            why = "its recording says something else"
         except RuntimeError as error:
-            warnings.warn(f"this network cannot be recorded as a graph and acts without: {error}", stacklevel=2)
-            return function
+            same, why = False, str(error)
+        if same:
+            return replay
+        warnings.warn(f"this network cannot be recorded as a graph and acts without: {why}", stacklevel=3)
+        return function
 
 
 def cuda_graph(device: torch.device, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
