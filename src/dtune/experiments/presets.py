@@ -66,7 +66,7 @@ class PretrainConfig:
     """Where the networks are: `cpu`, or a GPU, `cuda` or `cuda:1`. The physics and all else stay on the CPU."""
     matmul_precision: Precision = "highest"
     """PyTorch's switch for products of float32: `high` lets a GPU round their factors to TF32, `medium` a CPU that
-    can to bfloat16. Faster for large networks; walks and updates round alike, so ratios stay near 1."""
+    can to bfloat16. What it gains was not measured; walks and updates round alike, so ratios stay near 1."""
 
     def __post_init__(self) -> None:
         _check_counts(self, "random_episodes", "evaluation_episodes", "threads", "network_threads")
@@ -108,7 +108,7 @@ class FinetuneConfig:
     """Where the networks are: `cpu`, or a GPU, `cuda` or `cuda:1`. The physics and all else stay on the CPU."""
     matmul_precision: Precision = "highest"
     """PyTorch's switch for products of float32: `high` lets a GPU round their factors to TF32, `medium` a CPU that
-    can to bfloat16. Faster for large networks; walks and updates round alike, so ratios stay near 1."""
+    can to bfloat16. What it gains was not measured; walks and updates round alike, so ratios stay near 1."""
 
     def __post_init__(self) -> None:
         names = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "threads", "network_threads")

@@ -209,23 +209,19 @@ class StateToken:
     """
 
     def __init__(self, policy: DecisionTransformer, returns: Returns, dtype: torch.dtype = torch.float32):
-        self.device = policy.observation_mean.device
         compute = _Blocks(policy, returns, dtype)
-        self.compute = Replayed(compute, self.device) if self.device.type == "cuda" else compute
+        self.compute = Replayed(compute, compute.device) if compute.device.type == "cuda" else compute
 
     def __call__(self, window: Steps) -> TanhNormal:
         """π at the last step."""
-        returns, seen = window.returns_to_go[:, -1], window.observations[:, -1]
-        if self.device != CPU:
-            returns, seen = returns.to(self.device), seen.to(self.device)
-        return to_cpu(TanhNormal(*self.compute(returns, seen)))
+        return to_cpu(TanhNormal(*self.compute(window.returns_to_go[:, -1], window.observations[:, -1])))
 
 
 class _Blocks:
     """The way of state tokens, from what is seen to the mean and deviation of an action, on the network's device."""
 
     def __init__(self, policy: DecisionTransformer, returns: Returns, dtype: torch.dtype):
-        self.returns = returns
+        self.returns, self.device = returns, policy.observation_mean.device
         self.parts = (-1, len(policy.blocks), 2, policy.config.heads, policy.config.width // policy.config.heads)
         activation = policy.config.activation
         self.embed = _packed_embedding(policy)
@@ -237,6 +233,8 @@ class _Blocks:
     def __call__(
         self, returns: Float[Tensor, "rows"], seen: Float[Tensor, "rows obs"]
     ) -> tuple[Float[Tensor, "rows action"], Float[Tensor, "rows action"]]:
+        if seen.device != self.device:
+            returns, seen = returns.to(self.device), seen.to(self.device)
         known = self.returns(returns).view(self.parts).unbind(1)
         x = self.norm_embedding(self.embed(seen))
         for block, keys_and_values in zip(self.layers, known, strict=True):

@@ -25,9 +25,9 @@ class Replayed:
     With fewer, the others are computed as well, of what stood there, and left out. Outputs hold until the next call.
 
     Args:
-        function: row i of its outputs depends on row i of its inputs alone; it neither waits for the device nor
-            draws random numbers.
-        device: where it computes; inputs may come from elsewhere.
+        function: row i of its outputs depends on row i of its inputs alone; it takes inputs from anywhere, and of
+            those on its device it neither waits nor draws random numbers.
+        device: where it computes.
         record: by default, as a CUDA graph.
     """
 
@@ -40,7 +40,7 @@ class Replayed:
         """`function(*inputs)`."""
         rows, self.calls = len(inputs[0]), self.calls + 1
         if self.calls <= UNRECORDED:
-            return self.function(*(x.to(self.device) for x in inputs))
+            return self.function(*inputs)
         if rows > self.rows:
             held_inputs = tuple(x.to(self.device, copy=True) for x in inputs)
             self._replay = self._record(partial(self.function, *held_inputs))

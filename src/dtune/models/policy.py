@@ -1,7 +1,6 @@
 """What a decision transformer must offer to be finetuned."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -97,7 +96,7 @@ def actor_of(policy: Policy, dtype: torch.dtype = torch.float32) -> Actor:
     """The fastest way to act as `policy`, whose weights do not change meanwhile."""
     if isinstance(policy, ActingPolicy):
         return policy.acting(dtype)
-    return partial(at_last, policy)
+    return policy.last if isinstance(policy, LastStepPolicy) else lambda window: policy(window)[:, -1]
 
 
 @runtime_checkable
