@@ -31,9 +31,9 @@ from dtune.models.policy import TrainablePolicy, at_last
 Ratio = Literal["sequence", "geometric", "token"]
 OptimizerName = Literal["lamb", "adamw"]
 
-STEPS_AT_ONCE = 8192
+STEPS_AT_ONCE = 4096
 """Steps that the network reads at once, those of contexts included; a larger batch is gone through in portions, whose
-gradients are summed. At the paper's sizes they need 2 GB."""
+gradients are summed. At the paper's sizes they need 1.2 GB."""
 
 
 @dataclass(frozen=True, kw_only=True)
