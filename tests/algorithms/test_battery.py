@@ -139,6 +139,7 @@ def test_leaves_the_policy_without_dropout(name):
 
 
 NUMBERS = [
+    (GRPOConfig, "collection_interval", 0),
     (GRPOConfig, "group_size", 1),
     (GRPOConfig, "lookahead_length", -1),
     (GRPOConfig, "return_margin", -0.5),

@@ -67,6 +67,18 @@ def test_the_newest_full_trajectories_are_remembered():
     assert algorithm.replay.rows["snapshots"][:, 0].equal(starts[-5:])
 
 
+def test_a_collection_makes_up_for_the_iterations_until_the_next():
+    algorithm, simulator = grpo(episodes_per_iteration=2, collection_interval=3, replay_capacity=6), Witness()
+    held = []
+    for _ in range(4):
+        told = algorithm.iterate(simulator)
+        held.append(algorithm.replay.rows["snapshots"])
+        assert ("rollout/return" in told) == (len(held) in (1, 4))
+    assert [len(walk.starts) for walk in simulator.collected] == [6, 6]
+    assert held[0].equal(held[2])
+    assert not held[2][:, 0].equal(held[3][:, 0])
+
+
 # --- line 3: drawn in proportion to length ------------------------------------------------------------------------
 
 

@@ -50,6 +50,9 @@ class GRPOConfig:
     """Steps of history the policy reads while finetuned, c_online."""
     episodes_per_iteration: int = 1
     """Full trajectories collected each iteration."""
+    collection_interval: int = 1
+    """Iterations between collections, each of which makes up for all of them. Walking many at once takes hardly longer
+    than walking one; a replay of as many is replaced at once then, and is as old on average."""
     replay_capacity: int = 32
     """Full trajectories remembered, 𝒯_replay."""
     reset_trajectories: int = 16
@@ -120,8 +123,9 @@ class GRPOConfig:
             lookahead_dtype=("float32", "bfloat16"),
         )
         at_least(
-            self, 1, "context_length", "episodes_per_iteration", "replay_capacity", "reset_trajectories",
-            "reset_points", "subtrajectory_length", "subtrajectory_capacity", "batch_size", "passes",
+            self, 1, "context_length", "episodes_per_iteration", "collection_interval", "replay_capacity",
+            "reset_trajectories", "reset_points", "subtrajectory_length", "subtrajectory_capacity", "batch_size",
+            "passes",
         )  # fmt: skip
 
 
@@ -144,7 +148,8 @@ class GRPO:
     def iterate(self, simulator: Restorable) -> dict[str, float]:
         """One iteration of Algorithm 1; comments name its lines."""
         self.metrics.begin()
-        self.replay.extend(self._collect(simulator).rows())  # 2
+        if self.iteration % self.config.collection_interval == 0:
+            self.replay.extend(self._collect(simulator).rows())  # 2
         if not len(self.replay):
             self.metrics.refuse_faults()  # no good episode at all
         episodes = Episodes.from_rows(self.replay.rows)
@@ -165,7 +170,7 @@ class GRPO:
         episodes, faulty = collect_episodes(
             self.policy,
             simulator,
-            config.episodes_per_iteration,
+            config.episodes_per_iteration * config.collection_interval,
             config.return_to_go,
             self.generator,
             snapshots=True,
