@@ -8,8 +8,8 @@ from dtune.algorithms.q_guided import QGuidedConfig, QGuidedGRPO
 from dtune.data.datasets import Dataset
 from dtune.envs.tasks import DATASETS, task_info
 from dtune.experiments import guided
+from dtune.experiments.methods import ALGORITHMS
 from dtune.experiments.presets import TABLE_6, finetuning
-from dtune.experiments.run import ALGORITHMS
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 
 COLUMNS = [

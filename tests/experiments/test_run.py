@@ -246,15 +246,25 @@ def test_pretraining_makes_a_run(tmp_path, data):
     assert policy.config.return_scale == 0.001
 
 
-def test_products_are_rounded_as_a_run_asks_for_and_no_run_after_it(tmp_path, data):
-    first = run.pretrain_preset(replace(tiny_pretraining(), matmul_precision="high"), tmp_path / "high", data)
-    assert torch.get_float32_matmul_precision() == "high"
+def test_products_are_rounded_as_a_run_asks_for_and_no_longer(tmp_path, data, monkeypatch):
+    seen, train = [], run.train
+    settings = torch.get_num_threads, torch.get_float32_matmul_precision
+
+    def watched(*args, **kwargs):
+        seen.append([setting() for setting in settings])
+        return train(*args, **kwargs)
+
+    monkeypatch.setattr(run, "train", watched)
+    before = [setting() for setting in settings]
+    begin = replace(tiny_pretraining(), matmul_precision="high", network_threads=2)
+    run.pretrain_preset(begin, tmp_path / "high", data)
     config = replace(tiny_finetuning(), iterations=1)
     run.finetune_preset(replace(config, matmul_precision="medium"), tmp_path / "medium", tmp_path / "high")
-    assert torch.get_float32_matmul_precision() == "medium"
     run.finetune_preset(config, tmp_path / "highest", tmp_path / "high")
-    assert torch.get_float32_matmul_precision() == "highest"
-    assert first
+    assert seen == [[2, "high"], [1, "medium"], [1, "highest"]]
+    with pytest.raises(ConfigError):
+        run.finetune_preset(replace(config, matmul_precision="high"), tmp_path / "none", None)
+    assert [setting() for setting in settings] == before
 
 
 def test_pretraining_cuts_the_file_by_the_rule_of_its_dataset(tmp_path, data, monkeypatch):

@@ -44,6 +44,7 @@ def pretrain(arguments: list[str]) -> None:
 def finetune(arguments: list[str]) -> None:
     """`dtune finetune METHOD/DATASET`."""
     from dtune.experiments import presets, run
+    from dtune.experiments.methods import ALGORITHMS
     from dtune.models.device import choose_device
 
     choices = [f"{method}/{dataset}" for method in presets.METHODS for dataset in presets.TABLE_6]
@@ -78,7 +79,7 @@ def finetune(arguments: list[str]) -> None:
         run: Fields[presets.FinetuneConfig] = field(default_factory=lambda: preset)
 
     command = parse(Finetune, f"finetune {name}", rest)
-    start, learner = command.policy, run.ALGORITHMS[type(command.run.algorithm)]
+    start, learner = command.policy, ALGORITHMS[type(command.run.algorithm)]
     if start is not None and command.data is not None and not learner.offline:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
     config = presets.pretraining(dataset, chosen, 0, network)

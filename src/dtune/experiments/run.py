@@ -1,20 +1,14 @@
 """Pretraining, finetuning and evaluating: presets and files on one side, the loop on the other."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dtune import parallel
-from dtune.algorithms.grpo import GRPO, GRPOConfig
-from dtune.algorithms.iql import IQL, IQLConfig, make_policy
-from dtune.algorithms.odt import ODT, ODTConfig
-from dtune.algorithms.odt_td3 import ODTTD3, ODTTD3Config
-from dtune.algorithms.ppo import PPO, PPOConfig
-from dtune.algorithms.pretrained import Pretrained, PretrainedConfig
-from dtune.algorithms.q_guided import QGuidedConfig, QGuidedGRPO
 from dtune.algorithms.supervised import Supervised
 from dtune.data.datasets import Dataset, check_fits, drop_lowest_return
 from dtune.envs.simulator import Simulator
@@ -26,39 +20,13 @@ from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.folder import locked, plain, settle_config, write_meta
 from dtune.experiments.loading import find, load_dataset
 from dtune.experiments.loop import Algorithm, Schedule, train
+from dtune.experiments.methods import ALGORITHMS, Method
 from dtune.experiments.mirrors import prepare
 from dtune.experiments.policies import KINDS, StoredPolicy, describe, find_checkpoint, load_policy, read_about
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
 from dtune.models.decision_transformer import DecisionTransformer
 from dtune.models.device import choose_device
 from dtune.models.reinformer import Reinformer
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """How the algorithm of a config is made."""
-
-    name: str
-    """What people call it."""
-    make: Callable[..., Algorithm]
-    """Of policy, config and generator."""
-    alone: bool = False
-    """Whether ranks would repeat all that it does, so that several are refused."""
-    offline: bool = False
-    """Whether it is given the offline dataset, too, as `dataset=`."""
-    policy: Callable[[Any, int, int, torch.Generator], StoredPolicy] | None = None
-    """Makes the policy it begins with, of its config and the sizes of observations and actions; None: pretrained."""
-
-
-ALGORITHMS: dict[type, Method] = {
-    GRPOConfig: Method(name="GRPO-DT", make=GRPO),
-    PPOConfig: Method(name="PPO-DT", make=PPO),
-    QGuidedConfig: Method(name="Q-guided GRPO-DT", make=QGuidedGRPO, offline=True),
-    ODTConfig: Method(name="ODT", make=ODT, offline=True),
-    ODTTD3Config: Method(name="ODT+TD3", make=ODTTD3, offline=True),
-    IQLConfig: Method(name="IQL", make=IQL, alone=True, offline=True, policy=make_policy),
-    PretrainedConfig: Method(name="DT", make=Pretrained),
-}
 
 ARCHITECTURES = {"dt": "DecisionTransformer", "reinformer": "Reinformer"}
 """What a preset calls a network, and the kind it is stored as."""
@@ -151,8 +119,7 @@ def pretrain_preset(
         ConfigError: if the folder holds a run with other settings.
     """
     together.refuse_many("pretraining", "run `dtune pretrain` without it first, and give all ranks --policy")
-    _set_up_torch(config)
-    with locked(directory):
+    with _torch_as(config), locked(directory):
         info = task_info(config.dataset)
         device = choose_device(config.device)
         path = data or data_file(config)
@@ -164,10 +131,17 @@ def pretrain_preset(
         return _train(config, algorithm, directory, path, f"pretrain {config.dataset}", mirror)
 
 
-def _set_up_torch(config: PretrainConfig | FinetuneConfig) -> None:
-    """What of PyTorch is the same for the whole process."""
+@contextmanager
+def _torch_as(config: PretrainConfig | FinetuneConfig) -> Iterator[None]:
+    """What of PyTorch is the same for the whole process, while a run lasts."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     torch.set_num_threads(config.network_threads)
     torch.set_float32_matmul_precision(config.matmul_precision)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
 
 
 def _make_policy(
@@ -208,11 +182,10 @@ def finetune_preset(
         ConfigError: if the folder holds a run with other settings, or the policy does not fit the task or method.
         DataError: if there are no data, or data that do not fit the task.
     """
-    _set_up_torch(config)
     method = ALGORITHMS[type(config.algorithm)]
     if method.alone:
         together.refuse_many(method.name, "start it without, or choose a method whose walks can be shared")
-    with together.joined(directory, config):
+    with _torch_as(config), together.joined(directory, config):
         generator = torch.Generator().manual_seed(config.seed)
         network, start = _first_policy(method, config, policy, generator)
         network.to(choose_device(config.device))

@@ -7,7 +7,7 @@ import pytest
 from invented import curve
 
 from dtune.errors import DataError
-from dtune.experiments import presets, run
+from dtune.experiments import methods, presets
 from dtune.experiments.record import Record
 from dtune.experiments.reports.collect import (
     Identity,
@@ -139,7 +139,7 @@ def test_a_run_that_does_not_learn_begins_at_zero():
 
 
 def test_every_method_there_is_has_its_label():
-    assert set(LABELS.values()) == {method.name for method in run.ALGORITHMS.values()}
+    assert set(LABELS.values()) == {method.name for method in methods.ALGORITHMS.values()}
     assert set(LABELS) == set(presets.METHODS)
 
 

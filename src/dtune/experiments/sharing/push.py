@@ -11,9 +11,9 @@ from typing import Any
 from dtune.errors import ConfigError, DataError
 from dtune.experiments import checkpoint, disk
 from dtune.experiments.folder import read_config, sha256
+from dtune.experiments.methods import ALGORITHMS, Method
 from dtune.experiments.policies import find_checkpoint, load_policy, read_about
 from dtune.experiments.record import read_rows
-from dtune.experiments.run import ALGORITHMS, Method
 from dtune.experiments.sharing import hub
 from dtune.experiments.sharing.card import Facts, model_card
 

@@ -14,8 +14,8 @@ from dtune.envs.tasks import DATASETS, task_info
 from dtune.errors import ConfigError
 from dtune.experiments import presets
 from dtune.experiments.loop import Clock
+from dtune.experiments.methods import ALGORITHMS
 from dtune.experiments.presets import Architecture, FinetuneConfig, Scale
-from dtune.experiments.run import ALGORITHMS
 from dtune.experiments.sweeps.estimates import SECONDS, Pace
 
 TABLE_1 = ("dt", "iql", "odt", "odt_td3", "ppo", "grpo")
