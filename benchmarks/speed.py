@@ -171,14 +171,15 @@ class Small:
         self.algorithm.iterate(self.simulator)
 
     def rate(self) -> float:
-        """Environment steps a second of one more iteration."""
+        """Environment steps a second of the iterations from one collection to the next."""
         done, begin = sum(self.algorithm.metrics.env_steps.values()), time.perf_counter()
-        self.algorithm.iterate(self.simulator)
+        for _ in range(self.config.collection_interval):
+            self.algorithm.iterate(self.simulator)
         return (sum(self.algorithm.metrics.env_steps.values()) - done) / (time.perf_counter() - begin)
 
 
 def beside(size: Size) -> None:
-    """Iterates with one thread; for every line it is sent, prints the rate of an iteration and processor seconds."""
+    """Iterates with one thread; for every line it is sent, prints the rate of some iterations and processor seconds."""
     run = Small(size, 1)
     print("ready", flush=True)
     for _ in sys.stdin:

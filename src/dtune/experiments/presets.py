@@ -143,8 +143,8 @@ class Method:
 
     paper: Callable[[str], Any]
     """Gives its config for a dataset."""
-    small: Callable[[Any, int], Any]
-    """Makes of that the config of so many iterations at scale `small`."""
+    small: Callable[[Any, int, bool], Any]
+    """Makes of that the config of so many iterations at scale `small`; whether its data are random."""
     iterations: int = 500
     """At scale `paper`."""
 
@@ -153,12 +153,13 @@ METHODS = {
     "grpo": Method(paper=lambda dataset: TABLE_6[dataset][1], small=small.grpo),
     "ppo": Method(paper=lambda dataset: TABLE_7[dataset][1], small=small.ppo),
     "q_guided": Method(
-        paper=lambda dataset: guided.q_guided(dataset, TABLE_6[dataset][1]), small=guided.small_q_guided
+        paper=lambda dataset: guided.q_guided(dataset, TABLE_6[dataset][1]),
+        small=lambda config, iterations, _: guided.small_q_guided(config, iterations),
     ),
-    "odt": Method(paper=baselines.odt, small=lambda config, _: small.odt(config)),
-    "odt_td3": Method(paper=guided.odt_td3, small=lambda config, _: guided.small_odt_td3(config, small.odt)),
-    "iql": Method(paper=baselines.iql, small=lambda config, _: baselines.small_iql(config)),
-    "dt": Method(paper=baselines.pretrained, small=lambda config, _: config, iterations=0),
+    "odt": Method(paper=baselines.odt, small=lambda config, *_: small.odt(config)),
+    "odt_td3": Method(paper=guided.odt_td3, small=lambda config, *_: guided.small_odt_td3(config, small.odt)),
+    "iql": Method(paper=baselines.iql, small=lambda config, *_: baselines.small_iql(config)),
+    "dt": Method(paper=baselines.pretrained, small=lambda config, *_: config, iterations=0),
 }
 
 
@@ -223,7 +224,7 @@ def finetuning(
     count = small.ITERATIONS[method] if iterations is None else iterations
     return FinetuneConfig(
         dataset=dataset,
-        algorithm=chosen.small(config, count),
+        algorithm=chosen.small(config, count, source(dataset).random),
         iterations=count,
         evaluate_every=small.EVALUATE_EVERY.get(method, 20),
         checkpoint_every=small.EVALUATE_EVERY.get(method, 20),
