@@ -3,11 +3,12 @@
 import pytest
 import torch
 from constant import acted, config, hide
-from learners import seeded
+from learners import Witness, grpo, seeded
 from torch import nn
 
 from dtune.algorithms import update as updates
-from dtune.algorithms.update import ClippedUpdate, portions
+from dtune.algorithms.update import ClippedUpdate
+from dtune.data.steps import portions
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 
 LENGTHS = [4, 1, 3, 4, 2, 4, 1, 3, 2, 4]
@@ -70,3 +71,35 @@ def test_portions_are_as_large_as_the_limit_allows_and_hold_at_least_a_row():
     assert sizes([20], 5) == [(0, 1)]
     assert sizes([0, 0], 5) == [(0, 2)]
     assert list(portions(torch.zeros(0, dtype=torch.long), 5)) == []
+
+
+@pytest.mark.parametrize("context_length", [1, 3])
+def test_what_the_reference_says_holds_for_any_of_the_rows(context_length, monkeypatch):
+    monkeypatch.setattr(updates, "STEPS_AT_ONCE", 7 * context_length)
+    policy = small(context_length)
+    steps = acted(policy, rows=10, time=4, history=context_length - 1)
+    steps = hide(steps, [context_length - 1 + length for length in LENGTHS])
+    outcomes = []
+    for told in (False, True):
+        update = ClippedUpdate(small(context_length), config(kl_coef=0.5, learning_rate=1e-2))
+        known, rows = update.refer(steps), torch.tensor([8, 2, 2, 5])
+        some, advantages = steps.map(lambda x, rows=rows: x[rows]), torch.tensor([1.0, -1.0, 0.5, 2.0])
+        given = {"reference": known[rows]} if told else {}
+        outcomes.append([update.step(some, advantages, seeded(3), **given) for _ in range(3)])
+    for asked, told in zip(*outcomes):
+        assert told == pytest.approx(asked, rel=1e-5, abs=1e-6)
+    assert outcomes[0][2]["train/kl"] > 1e-4
+
+
+def test_the_reference_is_asked_about_each_member_once_an_iteration():
+    algorithm, asked = grpo(passes=3, batch_size=4), []
+    reference = algorithm.update.reference
+
+    def watched(module, arguments):
+        asked.append(int(arguments[0].mask[:, -1].sum()))
+
+    reference.register_forward_pre_hook(watched)
+    for _ in range(3):
+        algorithm.iterate(Witness())
+        assert sum(asked) == int(algorithm.buffer.rows["mask"][:, algorithm.policy.context_length - 1 :].sum())
+        asked.clear()

@@ -1,6 +1,7 @@
 """Members of groups: remembered with their advantages, and learned from."""
 
 from collections.abc import Iterator
+from operator import itemgetter
 
 import torch
 from jaxtyping import Bool, Float
@@ -52,7 +53,8 @@ def optimise(
 ) -> Iterator[dict[str, float]]:  # fmt: skip
     """Passes over the remembered members in random order, maximising Eq. 3.
 
-    A batch is drawn of all ranks' members; each rank computes its own of them, and they sum the gradients.
+    A batch is drawn of all ranks' members; each rank computes its own of them, and they sum the gradients. The
+    reference is asked about each member once.
 
     Args:
         buffer: filled by `remember`.
@@ -65,12 +67,16 @@ def optimise(
     Yields:
         What happened in each gradient step, by metric key.
     """
-    unchanged = True
+    if not len(buffer):
+        return
+    rows, unchanged = buffer.rows, True
+    advantages, born = rows.pop("advantages"), rows.pop("iteration")
+    members = Steps(**rows)
+    reference = update.refer(members)
     for _ in range(passes):
-        order = torch.randperm(len(buffer), generator=generator)
-        for index in order.split(batch_size) if len(order) else ():
-            rows, own = buffer.take(index)
-            advantages, born = rows.pop("advantages"), rows.pop("iteration")
-            fresh = born == iteration if unchanged else None
-            yield update.step(Steps(**rows), advantages, generator, fresh, Part(own, len(index)))
+        for index in torch.randperm(len(buffer), generator=generator).split(batch_size):
+            places, own = buffer.find(index)
+            fresh = born[places] == iteration if unchanged else None
+            batch, part = members.map(itemgetter(places)), Part(own, len(index))
+            yield update.step(batch, advantages[places], generator, fresh, part, reference[places])
             unchanged = False

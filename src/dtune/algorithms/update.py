@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dtune import parallel
 from dtune.algorithms.dual import EntropyDual
 from dtune.checks import above_zero, at_least, one_of
-from dtune.data.steps import Steps
+from dtune.data.steps import Steps, portions
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.objectives import (
     clip_fraction,
@@ -25,6 +25,7 @@ from dtune.functional.objectives import (
     sequence_ratio,
     token_ratio,
 )
+from dtune.models.distributions import TanhNormal
 from dtune.models.lamb import Lamb
 from dtune.models.policy import TrainablePolicy, at_last
 
@@ -124,6 +125,7 @@ class ClippedUpdate:
         generator: torch.Generator,
         fresh: Bool[Tensor, "batch"] | None = None,
         part: Part | None = None,
+        reference: TanhNormal | None = None,
     ) -> dict[str, float]:
         """One gradient step; where there are several ranks, the same on all of them.
 
@@ -133,6 +135,7 @@ class ClippedUpdate:
             generator: draws the one sample a step that estimates the entropy.
             fresh: rows that the present policy, unchanged, acted in; their ratios ought to be 1.
             part: which rows of the batch these are, where each rank has some; None: all.
+            reference: what `refer` says of these rows; None: it is asked now.
 
         Returns:
             What happened, by metric key.
@@ -142,7 +145,8 @@ class ClippedUpdate:
         """
         config, parameters = self.config, list(self.policy.parameters())
         self.optimizer.zero_grad()
-        means, extremes = self._differentiate(steps, advantages, generator, fresh, part)
+        reference = reference or self.refer(steps)
+        means, extremes = self._differentiate(steps, advantages, generator, fresh, part, reference)
         metrics = self._metrics(parallel.sum_gradients(parameters, means), parallel.largest(extremes))
         norm = nn.utils.clip_grad_norm_(parameters, config.grad_norm_clip)
         if not torch.isfinite(norm):
@@ -156,6 +160,29 @@ class ClippedUpdate:
         self.updates += 1
         return {**metrics, "train/grad_norm": norm.item(), "train/entropy_coef": self.entropy_dual.coef}
 
+    @torch.no_grad()
+    def refer(self, steps: Steps) -> TanhNormal:
+        """What the reference would do where the actions to learn from were taken, `[batch, time, action]`.
+
+        It stays so until `end_iteration`, however often the rows are learned from.
+        """
+        own = steps.slice_time(self.policy.context_length - 1)
+        mean, std = torch.zeros_like(own.raw_actions), torch.ones_like(own.raw_actions)
+        for rows in self._portions(own.mask):
+            distribution = at_last(self.reference, self._windows(steps.map(itemgetter(rows))))
+            mean[rows][own.mask[rows]], std[rows][own.mask[rows]] = distribution.mean, distribution.std
+        return TanhNormal(mean, std)
+
+    def _portions(self, mask: Bool[Tensor, "batch time"]) -> Iterator[slice]:
+        """Rows that the network reads at once, by which of their actions are real."""
+        return portions(mask.sum(1), max(1, STEPS_AT_ONCE // self.policy.context_length))
+
+    def _windows(self, steps: Steps) -> Steps:
+        """The window before each action, row by row; what is padded is left out and costs nothing."""
+        real = steps.mask[:, self.policy.context_length - 1 :].flatten()
+        windows = steps.windows(self.policy.context_length)
+        return windows if real.all() else windows.map(lambda x: x[real])
+
     def _differentiate(
         self,
         steps: Steps,
@@ -163,6 +190,7 @@ class ClippedUpdate:
         generator: torch.Generator,
         fresh: Bool[Tensor, "batch"] | None,
         part: Part | None,
+        reference: TanhNormal,
     ) -> tuple[Float[Tensor, "means"], Float[Tensor, "extremes"]]:
         """Leaves these rows' share of the gradient of Eq. 3 or 5, negated, in the parameters.
 
@@ -175,9 +203,10 @@ class ClippedUpdate:
         noise = torch.randn((part.of, *shape[1:]), generator=generator)[part.rows]
         counts = parallel.total(torch.tensor([len(mask), int(mask.sum())]))
         means, extremes = torch.zeros(5), torch.full((2,), -torch.inf)
-        for rows in portions(mask.sum(1), max(1, STEPS_AT_ONCE // self.policy.context_length)):
+        for rows in self._portions(mask):
             young = None if fresh is None else fresh[rows]
-            told = self._share(steps.map(itemgetter(rows)), advantages[rows], noise[rows], young, counts)
+            portion = steps.map(itemgetter(rows))
+            told = self._share(portion, advantages[rows], noise[rows], young, counts, reference[rows])
             means, extremes = means + told[0], extremes.maximum(told[1])
         return means, extremes
 
@@ -188,24 +217,20 @@ class ClippedUpdate:
         noise: Float[Tensor, "batch time action"],
         fresh: Bool[Tensor, "batch"] | None,
         counts: Int[Tensor, "2"],
+        reference: TanhNormal,
     ) -> tuple[Float[Tensor, "means"], Float[Tensor, "extremes"]]:
         """What `_differentiate` does, of some of its rows in a batch with `counts` rows and actions."""
         (rows, actions), config = counts, self.config
         own = steps.slice_time(self.policy.context_length - 1)
-        mask, real = own.mask, own.mask.flatten()
-        windows = steps.windows(self.policy.context_length)
-        if not real.all():  # what is padded costs nothing
-            windows = windows.map(lambda x: x[real])
-        distribution = at_last(self.policy, windows)
-        with torch.no_grad():
-            reference = at_last(self.reference, windows)
+        mask = own.mask
+        distribution = at_last(self.policy, self._windows(steps))
 
         def placed(values: Float[Tensor, "real"]) -> Float[Tensor, "batch time"]:
             return torch.zeros(mask.shape).masked_scatter(mask, values)
 
         log_probs = placed(distribution.base_log_prob(own.raw_actions[mask]))
         entropy = masked_mean(placed(distribution.entropy(noise[mask])), mask, actions)
-        kl = masked_mean(placed(distribution.kl(reference)), mask, actions)
+        kl = masked_mean(placed(distribution.kl(reference[mask])), mask, actions)
         ratio, counted = self._ratio(log_probs, own)
         count, low, high = rows if ratio.ndim == 1 else actions, config.clip_range, config.clip_range_high
         weights = advantages if advantages.ndim == ratio.ndim else advantages[:, None].expand_as(ratio)
@@ -272,18 +297,6 @@ class ClippedUpdate:
         self.optimizer.load_state_dict(state["optimizer"])
         self.entropy_dual.load_state_dict(state["entropy_dual"])
         self.updates = state["updates"]
-
-
-def portions(lengths: Int[Tensor, "batch"], limit: int) -> Iterator[slice]:
-    """Rows that follow each other, as many at a time as have `limit` steps together, or one that has more."""
-    start = total = 0
-    for row, length in enumerate(lengths.tolist()):
-        if row > start and total + length > limit:
-            yield slice(start, row)
-            start, total = row, 0
-        total += length
-    if len(lengths):
-        yield slice(start, len(lengths))
 
 
 def _largest(values: Float[Tensor, "values"]) -> Float[Tensor, ""]:

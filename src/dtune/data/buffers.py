@@ -120,11 +120,11 @@ class SharedFifo:
         self._owners = torch.cat([self._owners, owners])[-self._own.capacity :]
         self._own.forget(len(self._own) - int(self._mine.sum()))
 
-    def take(self, index: Int[Tensor, "taken"]) -> tuple[dict[str, Tensor], Int[Tensor, "own"]]:
-        """Of the rows at `index`, 0 being the oldest, those held here; and which of `index` they are."""
+    def find(self, index: Int[Tensor, "sought"]) -> tuple[Int[Tensor, "own"], Int[Tensor, "own"]]:
+        """Of the rows at `index`, 0 being the oldest, those held here: their places in `rows`, and in `index`."""
         mine = self._mine
         own = mine[index].nonzero().squeeze(1)
-        return self._own.take((mine.cumsum(0) - 1)[index[own]]), own
+        return (mine.cumsum(0) - 1)[index[own]], own
 
     @property
     def _mine(self) -> Bool[Tensor, "rows"]:

@@ -1,6 +1,6 @@
 """The one container that flows through the library."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
@@ -73,3 +73,15 @@ def concatenate(parts: list[Steps], dim: int) -> Steps:
     """Joins steps along rows (`dim=0`) or along time (`dim=1`)."""
     names = [field.name for field in fields(Steps)]
     return Steps(**{name: torch.cat([getattr(part, name) for part in parts], dim) for name in names})
+
+
+def portions(lengths: Int[Tensor, "batch"], limit: int) -> Iterator[slice]:
+    """Rows that follow each other, as many at a time as have `limit` steps together, or one that has more."""
+    start = total = 0
+    for row, length in enumerate(lengths.tolist()):
+        if row > start and total + length > limit:
+            yield slice(start, row)
+            start, total = row, 0
+        total += length
+    if len(lengths):
+        yield slice(start, len(lengths))
