@@ -51,8 +51,8 @@ class GRPOConfig:
     episodes_per_iteration: int = 1
     """Full trajectories collected each iteration."""
     collection_interval: int = 1
-    """Iterations between collections, each of which makes up for all of them. Many walks at once take less time than one
-    after the other; a replay of as many trajectories is replaced as a whole then, and is as old on average."""
+    """Iterations between collections, each of which makes up for all of them. Many walks at once take less time than in
+    turns; a replay of as many trajectories is replaced as a whole then, and is as old on average."""
     replay_capacity: int = 32
     """Full trajectories remembered, 𝒯_replay."""
     reset_trajectories: int = 16
