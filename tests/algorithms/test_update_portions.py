@@ -99,7 +99,9 @@ def test_the_reference_is_asked_about_each_member_once_an_iteration():
         asked.append(int(arguments[0].mask[:, -1].sum()))
 
     reference.register_forward_pre_hook(watched)
-    for _ in range(3):
+    for iteration in range(3):
         algorithm.iterate(Witness())
+        if not iteration:  # the reference is still the policy
+            assert algorithm.metrics.updates[0]["train/kl"] < 1e-9
         assert sum(asked) == int(algorithm.buffer.rows["mask"][:, algorithm.policy.context_length - 1 :].sum())
         asked.clear()

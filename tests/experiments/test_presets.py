@@ -272,6 +272,14 @@ def test_learning_rates_at_scale_small_fall_over_the_iterations_asked_for():
     assert finetuning("grpo", "hopper-random-v2", "paper", iterations=7).algorithm.update.decay_updates == 0
 
 
+def test_the_small_scale_moves_a_policy_more_slowly_that_random_data_have_not_made():
+    for method in ("grpo", "ppo"):
+        rates = {name: finetuning(method, name, "small").algorithm.update.learning_rate for name in NAMES}
+        slow, fast = sorted(set(rates.values()))
+        assert {name for name, rate in rates.items() if rate == fast} == {name for name in NAMES if "random" in name}
+        assert slow < fast / 2
+
+
 def test_the_papers_network_has_13_million_parameters():
     preset = pretraining("hopper-medium-v2", "paper")
     policy = DecisionTransformer(DecisionTransformerConfig(observation_dim=11, action_dim=3, **vars(preset.model)))
