@@ -159,7 +159,7 @@ def test_time_is_the_same_for_every_method_and_learning_rates_fit_it():
         assert (config.iterations, config.time_limit) == (UNLIMITED, 600.0)
         assert config.evaluate_seconds == 60.0
     updates = settle(Curve(), "hopper-random-v2", "small", Budget(minutes=10.0))[1].algorithm.update.decay_updates
-    assert updates == round(16 * 1.4 * round(600 / SECONDS["small"]["grpo"]))
+    assert updates == 16 * round(600 / SECONDS["small"]["grpo"])
 
 
 def test_learning_rates_fall_over_the_iterations_that_a_measured_pace_leaves_time_for():
@@ -171,7 +171,7 @@ def test_learning_rates_fall_over_the_iterations_that_a_measured_pace_leaves_tim
         settle(curve, "hopper-random-v2", "small", budget)[1].algorithm.update.decay_updates
         for curve in (plain, mixed, other)
     ]
-    assert updates == [round(16 * 1.4 * iterations) for iterations in (120, 60, 120)]
+    assert updates == [16 * iterations for iterations in (120, 60, 120)]
     assert settle(Curve(method="dt"), "hopper-random-v2", "small", budget)[1].iterations == 0
 
 
@@ -242,7 +242,7 @@ def test_iterations_instead_of_the_presets():
     assert (config.iterations, config.time_limit, config.algorithm.update.decay_updates) == (
         7,
         60.0,
-        round(7 * 16 * 1.4),
+        7 * 16,
     )
 
 
