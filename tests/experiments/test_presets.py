@@ -255,6 +255,12 @@ def test_the_small_scale_is_smaller():
             assert finetuning(method, name, "small") != finetuning(method, name, "paper")
 
 
+def test_the_small_pretraining_is_longer_where_the_pages_is():
+    updates = {name: 50 * pretraining(name, "small").iterations for name in NAMES}
+    expected = {"hopper": 2_000, "walker2d": 2_000, "ant": 2_000}
+    assert updates == {name: 400 if "random" in name else expected.get(block(name), 12_000) for name in NAMES}
+
+
 def test_the_small_scale_keeps_within_the_page_where_worlds_are_small():
     for name in NAMES:
         theirs, ours = (finetuning("grpo", name, scale).algorithm for scale in ("paper", "small"))

@@ -172,11 +172,11 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0, architecture: Archite
     c_offline, grpo = _row(TABLE_6, dataset)
     task = DATASETS[dataset]
     reinformer = architecture == "reinformer"
-    updates, rate = baselines.TABLE_9[task].pretraining_updates, baselines.TABLE_9[task].update.learning_rate
-    algorithm = SupervisedConfig(context_length=c_offline, learning_rate=rate)
+    page = baselines.TABLE_9[task]
+    algorithm = SupervisedConfig(context_length=c_offline, learning_rate=page.update.learning_rate)
     if reinformer:
         algorithm = replace(REINFORMER_PRETRAINING, batch_size=256 if task == "hopper" else 128)
-        updates = 50_000
+    updates = 50_000 if reinformer else page.pretraining_updates
     config = PretrainConfig(
         dataset=dataset,
         seed=seed,
@@ -189,7 +189,7 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0, architecture: Archite
     )
     if scale == "paper":
         return config
-    iterations = small.PRETRAINING_ITERATIONS[source(dataset).random]
+    iterations = small.pretraining_iterations(page.pretraining_updates, source(dataset).random)
     return replace(config, model=small.MODEL, algorithm=small.pretraining(algorithm), iterations=iterations)
 
 
