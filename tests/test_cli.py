@@ -147,7 +147,7 @@ def asked(monkeypatch) -> list[tuple]:
     """What pretraining and finetuning are asked to do, instead of doing it."""
     calls: list[tuple] = []
 
-    def note(*arguments, mirror=None):
+    def note(*arguments, mirror=None, wait=False):
         calls.append(arguments)
         judged = {"eval/return": 1.0, "eval/return_std": 0.0, "eval/normalized_score": 1.0, "eval/length": 1.0}
         return [{"iteration": 0, **judged}]
@@ -229,6 +229,19 @@ def test_the_same_number_typed_is_no_other_setting(dtune, pretrained):
     same = ["--algorithm.return-to-go", "7200", "--algorithm.gamma", f"{algorithm.gamma:g}"]
     rate = f"{algorithm.update.learning_rate:e}"
     assert dtune(*arguments, *same, "--algorithm.update.learning-rate", rate) == dtune(*arguments)
+
+
+def test_finetunings_begun_together_wait_for_their_pretraining(dtune, asked, monkeypatch):
+    note, waits = run.pretrain_preset, []
+
+    def pretrain(*arguments, wait=False):
+        waits.append(wait)
+        return note(*arguments)
+
+    monkeypatch.setattr(run, "pretrain_preset", pretrain)
+    dtune("finetune", "grpo/hopper-medium-v2", "--scale", "small")
+    assert waits == [True]
+    assert len(asked) == 2
 
 
 def test_without_a_policy_pretraining_comes_first(dtune, asked):

@@ -162,6 +162,11 @@ def test_lamb_is_the_default():
     assert algorithm.policy.context_length == SupervisedConfig().context_length
 
 
+def test_a_policy_is_judged_without_dropout_before_the_first_step():
+    algorithm = Supervised(transformer(0.5).train(), SupervisedConfig(), walks_home())
+    assert not algorithm.policy.training
+
+
 def test_data_that_are_not_finite_stop_the_run_with_the_policy_as_it_was():
     data = walks_home()
     data.observations[:, 1] = math.nan

@@ -30,6 +30,8 @@ def test_the_final_score_is_of_the_last_three_evaluations_together():
     assert end["eval/normalized_score"] == pytest.approx(3)
     assert end["eval/return_std"] == pytest.approx((4 + (4 + 1 + 9) / 3) ** 0.5)  # within and between evaluations
     assert end["best"] == 90
+    assert final(rows[:3])["eval/return"] == 1  # that before training counts where there is no other
+    assert final(rows[:2])["eval/return"] == 900
 
 
 def test_standing_still_earns_one_a_step():

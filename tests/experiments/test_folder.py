@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -155,6 +156,23 @@ def test_the_lock_goes_with_its_block(tmp_path):
         pass
     with locked(tmp_path):
         pass
+
+
+def test_a_lock_can_be_waited_for(tmp_path, capsys):
+    order = []
+
+    def second():
+        with locked(tmp_path, wait=True):
+            order.append("second")
+
+    waiting = threading.Thread(target=second)
+    with locked(tmp_path):
+        waiting.start()
+        waiting.join(0.2)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert f"by another process (pid {os.getpid()}): waiting for it" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -278,6 +278,12 @@ def test_learning_rates_at_scale_small_fall_over_the_iterations_asked_for():
     assert finetuning("grpo", "hopper-random-v2", "paper", iterations=7).algorithm.update.decay_updates == 0
 
 
+def test_a_small_run_continued_behind_its_preset_goes_on_learning():
+    for method in ("grpo", "ppo"):
+        update = finetuning(method, "hopper-random-v2", "small").algorithm.update
+        assert update.final_learning_rate == pytest.approx(update.learning_rate / 10)
+
+
 def test_the_small_scale_moves_a_policy_more_slowly_that_random_data_have_not_made():
     for method in ("grpo", "ppo"):
         rates = {name: finetuning(method, name, "small").algorithm.update.learning_rate for name in NAMES}

@@ -32,7 +32,7 @@ def test_good_policies_pass_and_are_left_as_they_were(make, context):
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     findings = dtune.check_policy(policy, 2)
     assert [found.name for found in findings if not found.passed] == []
-    assert len(findings) == (12 if make is TinyPolicy else 13)
+    assert len(findings) == {TinyPolicy: 12, reinformer: 13, transformer: 14}[make]
     assert all(len(found.message) > 5 for found in findings)
     assert policy.training
     assert policy.context_length == context
@@ -113,6 +113,22 @@ class Doubling(DecisionTransformer):
 def test_a_last_step_that_is_another_is_found():
     shape = DecisionTransformerConfig(observation_dim=2, action_dim=2, context_length=3, layers=1, heads=2, width=16)
     assert "last step" in [found.name for found in check_policy(Doubling(shape, seeded()), 2) if not found.passed]
+
+
+class Elsewhere(DecisionTransformer):
+    """One that acts otherwise than it answers."""
+
+    def acting(self, dtype=torch.float32):
+        act = super().acting(dtype)
+        return lambda window: TanhNormal(act(window).mean + 0.1, act(window).std)
+
+
+@pytest.mark.parametrize("context", [1, 3])
+def test_one_that_acts_otherwise_is_found(context):
+    shape = DecisionTransformerConfig(
+        observation_dim=2, action_dim=2, context_length=context, layers=1, heads=2, width=16
+    )
+    assert [found.name for found in check_policy(Elsewhere(shape, seeded()), 2) if not found.passed] == ["acting"]
 
 
 def test_what_is_no_policy_at_all_is_said_so():

@@ -1,5 +1,8 @@
 """Calls that are recorded once and replayed, without a GPU: a recording that, as CUDA's, reads and writes in place."""
 
+from contextlib import contextmanager, nullcontext
+from types import SimpleNamespace
+
 import pytest
 import torch
 from draws import draw_steps
@@ -86,6 +89,37 @@ def test_what_cannot_be_recorded_is_called():
             with pytest.warns(UserWarning, match="acts without: no capture"):
                 (answer,) = double(x)
         assert torch.equal(answer, 2 * x)
+
+
+class Streams:
+    """What `cuda_graph` asks of CUDA; a capture that breaks off, and leaves its stream the current one."""
+
+    def __init__(self, monkeypatch):
+        self.current, self.captures = "own", 0
+        monkeypatch.setattr(graphs, "_failures", [])
+        monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: SimpleNamespace(wait_stream=lambda _: None))
+        monkeypatch.setattr(
+            torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda _: None, name=self.current)
+        )
+        monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: None)
+        monkeypatch.setattr(torch.cuda, "graph", self.capture)
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: setattr(self, "current", stream.name))
+
+    @contextmanager
+    def capture(self, graph, stream):
+        self.captures, self.current = self.captures + 1, "aside"
+        yield
+        raise RuntimeError("capture broke off")
+
+
+def test_after_a_recording_that_broke_off_the_stream_is_the_former_and_none_is_begun(monkeypatch):
+    streams = Streams(monkeypatch)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="broke off"):
+            graphs.cuda_graph(torch.device("cuda"), lambda: (torch.ones(1),))
+    assert (streams.current, streams.captures) == ("own", 1)
 
 
 @pytest.mark.usefixtures("at_once")

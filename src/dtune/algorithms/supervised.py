@@ -192,7 +192,7 @@ class Supervised:
         dataset: Dataset,
         generator: torch.Generator | None = None,
     ):
-        self.policy, self.config, self.dataset = policy, config, dataset
+        self.policy, self.config, self.dataset = policy.eval(), config, dataset
         policy.context_length = config.context_length
         self.generator = generator or torch.Generator().manual_seed(0)
         self.update = SupervisedUpdate(policy, config)

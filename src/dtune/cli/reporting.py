@@ -44,7 +44,7 @@ def collect(arguments: list[str]) -> None:
 
     written, left_out = write_results(command.runs, command.out, only=command.only)
     for folder in left_out:
-        print(f"left out: {folder} (a pretraining, not judged yet, or of no known method)")
+        print(f"left out: {folder} (a pretraining, not finished, not judged yet, or of no known method)")
     print(f"{len(written)} {'record' if len(written) == 1 else 'records'} in {command.out}")
 
 

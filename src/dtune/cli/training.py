@@ -89,7 +89,7 @@ def finetune(arguments: list[str]) -> None:
     if start is None and learner.policy is None:
         before = _pretrained(dataset, _place(chosen, network), 0)
         try:
-            run.pretrain_preset(config, before, command.data)
+            run.pretrain_preset(config, before, command.data, wait=True)
         except ConfigError as error:
             hint = "(This is the pretraining; --policy PATH begins with a policy that is there.)"
             raise ConfigError(f"{error}\n{hint}") from error

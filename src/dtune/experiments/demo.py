@@ -149,9 +149,9 @@ def _line(method: str, rows: Rows, length: int) -> str:
 
 
 def final(rows: Rows) -> dict[str, float]:
-    """The last evaluations put together: means, and the deviation over all their episodes."""
+    """The last evaluations after training put together: means, and the deviation over all their episodes."""
     judged = [row for row in rows if "eval/return" in row]
-    last = judged[-FINAL_EVALUATIONS:]
+    last = ([row for row in judged if row["iteration"] > 0] or judged)[-FINAL_EVALUATIONS:]
     result = {key: float(np.mean([row[key] for row in last])) for key in judged[-1] if key.startswith("eval/")}
     for key in ("eval/return", "eval/normalized_score"):
         within = np.mean([row[f"{key}_std"] ** 2 for row in last])

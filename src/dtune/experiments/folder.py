@@ -26,10 +26,14 @@ _PACKAGES = ("dtune", "torch", "mujoco", "gymnasium", "numpy")
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the run folder, made where it does not exist, so that two processes never write it at once.
 
     The lock is the kernel's: it goes when the process goes, however it ends.
+
+    Args:
+        directory: the run folder.
+        wait: for another process to let it go, and say so, instead of refusing.
 
     Raises:
         ConfigError: if another process holds it.
@@ -37,13 +41,7 @@ def locked(directory: Path) -> Iterator[None]:
     directory = Path(directory)
     with _open_lock(directory) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ConfigError(
-                f"{directory} is being written by another process ({file.read().strip() or 'unknown'}): "
-                "wait for it, stop it, or choose another --out."
-            ) from None
+            _lock(file, directory, wait)
         except OSError as error:
             raise ConfigError(
                 f"{directory} cannot be locked ({error.strerror}): choose an --out on another file system."
@@ -52,6 +50,18 @@ def locked(directory: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()}\n")
         file.flush()
         yield
+
+
+def _lock(file: TextIO, directory: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        held = f"{directory} is being written by another process ({file.read().strip() or 'unknown'})"
+        if not wait:
+            raise ConfigError(f"{held}: wait for it, stop it, or choose another --out.") from None
+        print(f"{held}: waiting for it", flush=True)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _open_lock(directory: Path) -> TextIO:

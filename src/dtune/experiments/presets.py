@@ -81,7 +81,8 @@ class FinetuneConfig:
     seed: int = 0
     """Of the one generator everything random is drawn from."""
     iterations: int = 500
-    """Iterations of the algorithm, T."""
+    """Iterations of the algorithm, T. A learning rate that falls does so over the update's `decay_updates` gradient
+    steps, however many iterations there are."""
     time_limit: float | None = None
     """Seconds of training after which the run ends, if `iterations` do not end it before; evaluations do not count,
     and the pieces of a continued run add up. The iteration that passes it is the last, so how many there are depends

@@ -104,7 +104,7 @@ def _offline_data(name: str, path: Path) -> Dataset:
 
 
 def pretrain_preset(
-    config: PretrainConfig, directory: Path, data: Path | None = None, *, mirror: str | None = None
+    config: PretrainConfig, directory: Path, data: Path | None = None, *, mirror: str | None = None, wait: bool = False
 ) -> Rows:
     """Runs a pretraining preset in `directory`, or continues it there.
 
@@ -113,13 +113,14 @@ def pretrain_preset(
         directory: the run folder.
         data: the dataset's file; `loading.find` looks for it where None, and records a random one.
         mirror: a key of `mirrors.MIRRORS`, to repeat the metrics to.
+        wait: where another process is at it, for that one, whose work is then found done.
 
     Raises:
         DataError: if there are no data, or data that do not fit the task.
         ConfigError: if the folder holds a run with other settings.
     """
     together.refuse_many("pretraining", "run `dtune pretrain` without it first, and give all ranks --policy")
-    with _torch_as(config), locked(directory):
+    with _torch_as(config), locked(directory, wait=wait):
         info = task_info(config.dataset)
         device = choose_device(config.device)
         path = data or data_file(config)

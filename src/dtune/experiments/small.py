@@ -74,8 +74,9 @@ def ppo(config: PPOConfig, iterations: int, random: bool) -> PPOConfig:
 
     A policy that is good already is moved more slowly.
     """
+    rate = 3e-4 if random else 1e-4
     update = replace(
-        config.update, optimizer="adamw", learning_rate=3e-4 if random else 1e-4, decay_updates=20 * iterations,
-        entropy_coef=0.015,
+        config.update, optimizer="adamw", learning_rate=rate, final_learning_rate=rate / 10,
+        decay_updates=20 * iterations, entropy_coef=0.015,
     )  # fmt: skip
     return replace(config, updates_per_iteration=20, value_scale=min(100.0, config.return_to_go), update=update)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dtune.data.steps import Steps, concatenate, empty_steps
 from dtune.findings import Finding, find, require
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import LastStepPolicy, Policy, ReturnPredictor, TrainablePolicy
+from dtune.models.policy import ActingPolicy, LastStepPolicy, Policy, ReturnPredictor, TrainablePolicy, actor_of
 
 _ROWS = 16
 _STEPS = 12
@@ -55,6 +55,8 @@ def check_policy(policy: Any, observation_dim: int, *, return_to_go: float = 100
         checks.insert(-2, ("predicted return", check.predicted_return, True))
     if isinstance(policy, LastStepPolicy):
         checks.insert(2, ("last step", check.last_step, True))
+    if isinstance(policy, ActingPolicy):
+        checks.insert(2, ("acting", check.acting, True))
     findings = [members]
     with _evaluating(policy):
         for name, run, needed in checks:
@@ -145,6 +147,19 @@ class _Check:
         same = _close(torch.cat([last.mean, last.std], -1), self.ask(context)[:, -1])
         require(same, "last(context) differs from the last step of self(context): updates ask it, and nothing else")
         return "the same answer where the last step alone is asked for"
+
+    @torch.no_grad()
+    def acting(self) -> str:
+        for context in (1, self.length):
+            self.policy.context_length = context
+            window = self.draw(context)
+            act = actor_of(self.policy)(window)
+            same = _close(torch.cat([act.mean, act.std], -1), self.ask(window)[:, -1])
+            require(
+                same, f"what acting() makes acts otherwise than the policy at context {context}: walks ask it alone"
+            )
+        self.policy.context_length = self.length
+        return "what acts for it acts as it does"
 
     def deterministic(self) -> str:
         context = self.draw(self.length)

@@ -64,10 +64,24 @@ class Replayed:
         return function
 
 
+_failures: list[str] = []
+"""Why a recording by CUDA broke off, which leaves its allocator in doubt: no other is begun in this process."""
+
+
 def cuda_graph(device: torch.device, function: Callable[[], Outputs]) -> Callable[[], Outputs]:
-    """A `Record` by CUDA, once it is told the device."""
-    with torch.cuda.device(device):
-        return _cuda_graph(function)
+    """A `Record` by CUDA, once it is told the device.
+
+    Raises:
+        RuntimeError: where it cannot be recorded, or one before it could not.
+    """
+    if _failures:
+        raise RuntimeError(_failures[0])
+    try:
+        with torch.cuda.device(device):
+            return _cuda_graph(function)
+    except RuntimeError as error:
+        _failures.append(str(error))
+        raise
 
 
 def _cuda_graph(function: Callable[[], Outputs]) -> Callable[[], Outputs]:
@@ -78,8 +92,12 @@ def _cuda_graph(function: Callable[[], Outputs]) -> Callable[[], Outputs]:
             function()
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=aside):  # its default stream may be another device's
-        outputs = function()
+    before = torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, stream=aside):  # its default stream may be another device's
+            outputs = function()
+    finally:
+        torch.cuda.set_stream(before)  # a recording that cannot be ended leaves the one aside
 
     def replay() -> Outputs:
         graph.replay()

@@ -19,6 +19,7 @@ from dtune.experiments.reports.collect import (
     trained_on,
     write_results,
 )
+from dtune.experiments.reports.report import report
 from dtune.experiments.reports.results import LABELS, read_curve, write_curve
 
 ROWS = {
@@ -97,6 +98,27 @@ def test_pretrainings_and_runs_not_judged_are_left_out(tmp_path):
     assert left_out == [begun, pretraining] or left_out == [pretraining, begun]
     with pytest.raises(DataError, match="no finetuning run"):
         write_results(pretraining, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "whole"),
+    [
+        ({"iterations": 3}, True),
+        ({"iterations": 4}, False),
+        ({"iterations": 4, "time_limit": 2.5}, True),
+        ({"iterations": 4, "time_limit": 2.6}, False),
+        ({"iterations": 4, "time_limit": None}, False),
+    ],
+)
+def test_runs_not_finished_are_no_records_and_named_in_a_report(tmp_path, settings, whole):
+    folder = make(tmp_path / "grpo/a", **settings)
+    make(tmp_path / "ppo/a", method="ppo")
+    assert collect(tmp_path)[0][folder].finished == whole
+    written, left_out = write_results(tmp_path, tmp_path / "out")
+    assert len(written) == 1 + whole
+    assert left_out == ([] if whole else [folder])
+    (scores, *_) = report(load(tmp_path / "grpo")[""], ["grpo"])
+    assert ("Not finished: GRPO-DT on hopper-random-v2 (seed 0)." in scores.notes) != whole
 
 
 def test_two_runs_of_one_name_are_refused_unless_one_scale_is_taken(tmp_path):

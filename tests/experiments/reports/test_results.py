@@ -28,6 +28,7 @@ def test_the_final_score_is_of_three_evaluations_and_the_best_of_all():
     run = curve(scores=[9.0, 1.0, 2.0, 6.0])
     assert (run.final, run.best) == (3.0, 9.0)
     assert curve(scores=[4.0]).final == 4.0
+    assert curve(scores=[4.0, 1.0, 2.0]).final == 1.5  # that before training counts where there is no other
 
 
 @pytest.mark.parametrize(

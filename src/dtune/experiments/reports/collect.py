@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,8 +54,8 @@ def collect(source: Path, *, only: str | None = None) -> tuple[dict[Path, Curve]
             scales lie side by side takes `small-reinformer`, too.
 
     Returns:
-        The record of each finetuning run, by its folder, and the folders left out: pretrainings, runs whose method
-        cannot be told, and runs not judged yet.
+        The record of each finetuning run, by its folder, those not finished included, and the folders left out:
+        pretrainings, runs whose method cannot be told, and runs not judged yet.
 
     Raises:
         DataError: if two folders hold runs of the same dataset, method and seed, or a metrics.csv is damaged.
@@ -76,20 +77,35 @@ def collect(source: Path, *, only: str | None = None) -> tuple[dict[Path, Curve]
                 " call a variant's folder METHOD+VARIANT, or collect them apart (--only NAME)."
             )
         owner[who] = folder
-        found[folder] = make_curve(who, rows, trained_on(folder))
+        found[folder] = replace(make_curve(who, rows, trained_on(folder)), finished=finished(folder, rows))
     return found, left_out
 
 
 def write_results(source: Path, out: Path, *, only: str | None = None) -> tuple[list[Path], list[Path]]:
-    """Collects runs into CSVs in `out`: those written, and the folders left out.
+    """Collects finished runs into CSVs in `out`: those written, and the folders left out.
 
     Raises:
-        DataError: as `collect`, and if there is no finetuning run at all.
+        DataError: as `collect`, and if there is no finished finetuning run at all.
     """
     found, left_out = collect(source, only=only)
-    if not found:
-        raise DataError(f"{source} holds no finetuning run that was judged: give a run folder, or one above some.")
-    return [write_curve(curve, Path(out)) for curve in found.values()], left_out
+    left_out += [folder for folder, curve in found.items() if not curve.finished]
+    written = [write_curve(curve, Path(out)) for curve in found.values() if curve.finished]
+    if not written:
+        raise DataError(
+            f"{source} holds no finetuning run that was judged and is finished: give a run folder, or one above some,"
+            " and go on with what was stopped."
+        )
+    return written, sorted(left_out)
+
+
+def finished(folder: Path, rows: list[Row]) -> bool:
+    """Whether a run has done the iterations, or used the time, that its settings give it."""
+    config = _document(folder / "config.json")
+    done, seconds = (max((row.get(key, 0.0) for row in rows), default=0.0) for key in ("iteration", "time/seconds"))
+    iterations, limit = config.get("iterations"), config.get("time_limit")
+    return (
+        not isinstance(iterations, int) or done >= iterations or (isinstance(limit, int | float) and seconds >= limit)
+    )
 
 
 def load(path: Path) -> dict[str, list[Curve]]:

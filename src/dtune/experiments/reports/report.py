@@ -77,6 +77,7 @@ def score_grid(
         " 10 % of it; an average is missing where a method was not run on every dataset of the block.",
         f"{_MEANING['final']}; {_MEANING['best']}; paper: Table 1, three seeds.",
         f"Seeds: {_seeds(rows)}.",
+        *_not_finished(curves, methods),
         *_trained_on(curves, methods),
     ]
     header = ["", "", *map(label, methods)]
@@ -164,6 +165,13 @@ def _seeds(rows: Sequence[Row]) -> str:
 
 def _measured(cells: Cells) -> list[Cell]:
     return [cell for cell in cells.values() if cell.seeds]
+
+
+def _not_finished(curves: Sequence[Curve], methods: Sequence[str]) -> list[str]:
+    """A sentence on runs that count, though they have not come to their ends."""
+    early = [one for one in curves if one.method in methods and not one.finished]
+    names = ", ".join(f"{label(one.method)} on {one.dataset} (seed {one.seed})" for one in early)
+    return [f"Not finished: {names}."] if early else []
 
 
 def _trained_on(curves: Sequence[Curve], methods: Sequence[str]) -> list[str]:

@@ -72,6 +72,8 @@ class Curve:
     """Name of the file trained on; empty where not known."""
     columns: dict[str, Float64[np.ndarray, "evaluations"]]
     """By name of `COLUMNS`; NaN where not measured, and counts begin at 0."""
+    finished: bool = True
+    """Whether the run has come to its end; records of those that have not are not written."""
 
     def __len__(self) -> int:
         """Evaluations."""
@@ -83,8 +85,13 @@ class Curve:
 
     @property
     def final(self) -> float:
-        """Normalised score, mean of the last `FINAL_EVALUATIONS`; NaN where there are no reference scores."""
-        return float(self.column("normalized_score")[-FINAL_EVALUATIONS:].mean())
+        """Normalised score, mean of the last `FINAL_EVALUATIONS`; NaN where there are no reference scores.
+
+        The evaluation before training counts only where there is no other.
+        """
+        scores = self.column("normalized_score")
+        trained = scores[self.column("iteration") > 0]
+        return float((trained if len(trained) else scores)[-FINAL_EVALUATIONS:].mean())
 
     @property
     def best(self) -> float:
