@@ -40,11 +40,13 @@ def collect(arguments: list[str]) -> None:
 
     command = parse(Collect, "collect", arguments)
     check_folder("--out", command.out)
-    from dtune.experiments.reports.collect import write_results
+    from dtune.experiments.reports.collect import unlike_seeds, write_results
 
     written, left_out = write_results(command.runs, command.out, only=command.only)
     for folder in left_out:
         print(f"left out: {folder} (a pretraining, not finished, not judged yet, or of no known method)")
+    for sentence in unlike_seeds(written):
+        print(sentence)
     print(f"{len(written)} {'record' if len(written) == 1 else 'records'} in {command.out}")
 
 

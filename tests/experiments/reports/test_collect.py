@@ -17,6 +17,7 @@ from dtune.experiments.reports.collect import (
     load,
     make_curve,
     trained_on,
+    unlike_seeds,
     write_results,
 )
 from dtune.experiments.reports.report import report
@@ -47,7 +48,8 @@ def make(folder, *, dataset="hopper-random-v2", method="grpo", seed=0, data="/da
 
 def test_evaluations_become_a_record(tmp_path):
     make(tmp_path / "runs/grpo/hopper-random-v2/small/seed3", seed=3)
-    (written,), left_out = write_results(tmp_path / "runs", tmp_path / "out")
+    records, left_out = write_results(tmp_path / "runs", tmp_path / "out")
+    (written,) = records.values()
     assert written.name == "hopper-random-v2_grpo_seed3.csv"
     assert not left_out
     found = read_curve(written)
@@ -119,6 +121,15 @@ def test_runs_not_finished_are_no_records_and_named_in_a_report(tmp_path, settin
     assert left_out == ([] if whole else [folder])
     (scores, *_) = report(load(tmp_path / "grpo")[""], ["grpo"])
     assert ("Not finished: GRPO-DT on hopper-random-v2 (seed 0)." in scores.notes) != whole
+
+
+def test_seeds_with_other_settings_are_pointed_out(tmp_path):
+    folders = [make(tmp_path / f"grpo/{seed}", seed=seed, threads=seed, iterations=3) for seed in range(2)]
+    folders.append(make(tmp_path / "ppo/2", method="ppo", iterations=2))
+    assert list(unlike_seeds(folders)) == []
+    other = make(tmp_path / "grpo/2", seed=2, iterations=2)
+    (sentence,) = unlike_seeds([*folders, other])
+    assert sentence == f"{other} has not the settings of {folders[0]}: iterations: 3 -> 2"
 
 
 def test_two_runs_of_one_name_are_refused_unless_one_scale_is_taken(tmp_path):

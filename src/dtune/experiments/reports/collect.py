@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dtune.errors import DataError
+from dtune.experiments.folder import differences
 from dtune.experiments.record import Row, read_run
 from dtune.experiments.reports.results import COLUMNS, LABELS, Curve, parse_name, read_results, write_curve
 
@@ -32,6 +33,9 @@ KEYS = {
     "fresh_ratio_error": "train/fresh_ratio_error",
 }
 """Where a record's columns come from; `ratio_peak` is the largest `ratio_max` since the evaluation before."""
+
+_OF_EACH_RUN = ("seed", "threads", "network_threads", "device")
+"""Settings in which seeds of one method may differ."""
 
 ARCHITECTURES = {"Reinformer": "reinformer"}
 """Networks that make a variant of a method, and what it is called."""
@@ -81,15 +85,28 @@ def collect(source: Path, *, only: str | None = None) -> tuple[dict[Path, Curve]
     return found, left_out
 
 
-def write_results(source: Path, out: Path, *, only: str | None = None) -> tuple[list[Path], list[Path]]:
-    """Collects finished runs into CSVs in `out`: those written, and the folders left out.
+def unlike_seeds(folders: Iterable[Path]) -> Iterator[str]:
+    """A sentence for each run of a method on a dataset whose settings, but for the seed, are not the first one's."""
+    first: dict[tuple[str, str], Path] = {}
+    for folder in folders:
+        who = identify(folder)
+        if who is None:
+            continue
+        one, other = (_document(path / "config.json") for path in (first.setdefault(who[:2], folder), folder))
+        lines = [line for name, line in differences(one, other).items() if name not in _OF_EACH_RUN]
+        if lines:
+            yield f"{folder} has not the settings of {first[who[:2]]}: {'; '.join(lines)}"
+
+
+def write_results(source: Path, out: Path, *, only: str | None = None) -> tuple[dict[Path, Path], list[Path]]:
+    """Collects finished runs into CSVs in `out`: those written, by run folder, and the folders left out.
 
     Raises:
         DataError: as `collect`, and if there is no finished finetuning run at all.
     """
     found, left_out = collect(source, only=only)
     left_out += [folder for folder, curve in found.items() if not curve.finished]
-    written = [write_curve(curve, Path(out)) for curve in found.values() if curve.finished]
+    written = {folder: write_curve(curve, Path(out)) for folder, curve in found.items() if curve.finished}
     if not written:
         raise DataError(
             f"{source} holds no finetuning run that was judged and is finished: give a run folder, or one above some,"
