@@ -14,11 +14,12 @@ from dtune.algorithms.td3 import CriticConfig
 PULL = torch.tensor([0.5, -2.0])
 
 
-def constant(**changes) -> ODTTD3:
+def constant(action_limit: float = 1.0, **changes) -> ODTTD3:
     """A policy of one mean, and critics that would have it go along `PULL`."""
     update = SupervisedConfig(
-        context_length=4, optimizer="adamw", batch_size=16, grad_norm_clip=1e9, updates_per_iteration=1
-    )
+        context_length=4, optimizer="adamw", batch_size=16, grad_norm_clip=1e9, updates_per_iteration=1,
+        action_limit=action_limit,
+    )  # fmt: skip
     config = ODTTD3Config(
         return_to_go=GOAL, context_length=1, update=update, critic=CriticConfig(offline_updates=0), **changes
     )
@@ -54,6 +55,17 @@ def test_the_stochastic_kind_imitates_by_likelihood_and_keeps_its_entropy():
     before = still.update.entropy_dual.coef
     assert "train/entropy_coef" not in still._improve()
     assert still.update.entropy_dual.coef == before
+
+
+def test_the_stochastic_kind_imitates_inside_the_limit_of_actions():
+    """d/dμ log π = E[(u - μ) / σ²], u the raw actions, here nearer to 0 than they were taken."""
+    algorithm = constant(rl_coef=0.0, stochastic=True, action_limit=0.3)
+    steps = algorithm._draw().steps
+    algorithm._objective(steps, algorithm.policy(steps))[0].backward()
+    bound = math.atanh(0.3)
+    raw, std = steps.raw_actions[steps.mask], algorithm.policy.log_std.exp()
+    assert (raw.abs() > bound).any()
+    assert algorithm.policy.mean.grad.allclose((raw.clamp(-bound, bound).mean(0) - 0.4) / std**2, atol=1e-5)
 
 
 def test_the_windows_are_relabelled():

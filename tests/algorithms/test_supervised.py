@@ -1,6 +1,7 @@
 """Pretraining: what is likely in the data becomes likely, with dropout that belongs to the run."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,30 @@ def test_dropout_is_on_while_training_and_off_afterwards():
     assert (means[0] - means[1]).abs().max() > 1e-3  # each update drops others
     assert means[0, :, -1].std(0).min() > 1e-3  # and each row
     assert not algorithm.policy.training
+
+
+def test_actions_are_imitated_inside_their_limit():
+    """An action of 1 is one of 0.5 with that limit, and of 1 - 1e-6, raw 7.25, without."""
+    data = replace(one_step(), actions=torch.tensor([[1.0, 0.1]]))
+    for limit, expected in ((0.5, 0.5), (1.0, 1 - 1e-6)):
+        algorithm = Supervised(transformer(0.0), SupervisedConfig(context_length=3, action_limit=limit), data, seeded())
+        imitated = algorithm.update.imitated(data.sample_windows(4, 3, seeded()))[:, -1].tanh()
+        assert torch.allclose(imitated, torch.tensor([expected, 0.1]))
+    assert data.sample_windows(4, 3, seeded()).raw_actions.max() > 7
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0])
+def test_where_actions_are_at_their_bounds_the_limit_is_what_is_learned(limit):
+    data = replace(one_step(), actions=torch.tensor([[1.0, -1.0]]))
+    config = SupervisedConfig(
+        context_length=3, optimizer="adamw", learning_rate=0.02, warmup_updates=0, batch_size=16, action_limit=limit,
+        updates_per_iteration=200,
+    )  # fmt: skip
+    algorithm = Supervised(transformer(0.0), config, data, seeded())
+    algorithm.iterate(PointMass())
+    with torch.no_grad():
+        mode = algorithm.policy(data.sample_windows(1, 3, seeded()))[0, -1].mode
+    assert torch.allclose(mode, limit * torch.tensor([1.0, -1.0]), atol=0.1)
 
 
 def test_dropout_is_driven_by_the_runs_generator():

@@ -258,7 +258,17 @@ def test_the_small_scale_is_smaller():
 def test_the_small_pretraining_is_longer_where_the_pages_is():
     updates = {name: 50 * pretraining(name, "small").iterations for name in NAMES}
     expected = {"hopper": 2_000, "walker2d": 2_000, "ant": 2_000}
-    assert updates == {name: 400 if "random" in name else expected.get(block(name), 12_000) for name in NAMES}
+    assert updates == {name: 400 if "random" in name else expected.get(block(name), 4_000) for name in NAMES}
+
+
+def test_bounds_of_actions_are_imitated_at_scale_paper_and_where_data_are_random():
+    for name in NAMES:
+        expected = 1.0 if "random" in name else 0.97
+        assert pretraining(name, "small").algorithm.action_limit == expected
+        assert pretraining(name, "paper").algorithm.action_limit == 1.0
+        for method in ("odt", "odt_td3"):  # what goes on imitating does it alike
+            assert finetuning(method, name, "small").algorithm.update.action_limit == expected
+            assert finetuning(method, name, "paper").algorithm.update.action_limit == 1.0
 
 
 def test_the_small_scale_keeps_within_the_page_where_worlds_are_small():

@@ -175,7 +175,7 @@ class ODTTD3:
         """What the policy climbs on these windows but for its entropy, and metrics."""
         config, mask = self.config, steps.mask
         if config.stochastic:
-            imitation = masked_mean(distribution.log_prob(steps.raw_actions), mask)
+            imitation = masked_mean(distribution.log_prob(self.update.imitated(steps)), mask)
         else:
             imitation = -masked_mean((distribution.mode - steps.actions).square().mean(-1), mask)
         objective, metrics = config.supervised_coef * imitation, {"train/imitation_loss": -imitation.item()}

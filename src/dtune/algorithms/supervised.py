@@ -4,6 +4,7 @@ max E[log π(a | context)] under H(π) ≥ ρ, on windows whose returns-to-go ar
 return-to-go (Reinformer) learns that beside it, by expectile regression.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,6 +48,10 @@ class SupervisedConfig:
     """Windows a gradient step."""
     updates_per_iteration: int = 250
     """Gradient steps an iteration; only how often progress is recorded and saved depends on it."""
+    action_limit: float = 1.0
+    """Actions are imitated as if inside ± this. 1 pulls them in by 1e-6 only, as online-dt does, so that one at its
+    bound is 7.25 before tanh; where many are, the policy learns a deviation so wide that most of what is drawn of it
+    lies at the bounds too, and walks drawn of it earn little. Lower, it draws nearer to its mean."""
     entropy_coef: float = 0.1
     """Initial dual variable of the entropy constraint, λ."""
     entropy_coef_learning_rate: float = 1e-4
@@ -62,6 +67,8 @@ class SupervisedConfig:
         for name in ("warmup_updates", "weight_decay", "entropy_coef_learning_rate"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
+        if not 0 < self.action_limit <= 1:
+            raise ConfigError(f"action_limit is the largest action imitated, in (0, 1], got {self.action_limit}")
         if not 0 < self.return_expectile < 1:
             raise ConfigError(f"return_expectile is a share in (0, 1), got {self.return_expectile}: 0.5 is the mean")
         one_of(self, optimizer=get_args(OptimizerName))
@@ -91,7 +98,7 @@ class SupervisedUpdate:
         """One gradient step.
 
         Args:
-            windows: `raw_actions` are to become likely where `mask` is True, given the `returns_to_go`.
+            windows: what is `imitated` of them is to become likely where `mask` is True, given the `returns_to_go`.
             generator: draws dropout, and the one sample a step that estimates the entropy.
 
         Returns:
@@ -104,7 +111,7 @@ class SupervisedUpdate:
         with training(self.policy, generator):
             distribution = self.policy(windows)
             return_loss = self._return_loss(windows)
-        log_likelihood = masked_mean(distribution.log_prob(windows.raw_actions), windows.mask)
+        log_likelihood = masked_mean(distribution.log_prob(self.imitated(windows)), windows.mask)
         entropy = masked_mean(distribution.entropy(noise), windows.mask)
         metrics = self.climb(log_likelihood + self.entropy_dual.coef * entropy - return_loss)
         if isinstance(self.policy, ReturnPredictor):
@@ -117,6 +124,12 @@ class SupervisedUpdate:
             "train/entropy_coef": self.entropy_dual.coef,
             **metrics,
         }
+
+    def imitated(self, windows: Steps) -> Float[Tensor, "batch time action"]:
+        """The raw actions to become likely: those taken, inside ± atanh(`action_limit`)."""
+        limit = self.config.action_limit
+        bound = math.atanh(limit) if limit < 1 else math.inf
+        return windows.raw_actions.clamp(-bound, bound)
 
     def _return_loss(self, windows: Steps) -> Float[Tensor, ""]:
         """The expectile loss of predicted returns, E |τ - 1[u < 0]| u² with u = (g - ĝ) / mean|g|; 0 without them."""

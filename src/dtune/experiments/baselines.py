@@ -55,7 +55,7 @@ def small_odt(config: ODTConfig, pretraining: SupervisedConfig) -> ODTConfig:
     update = replace(
         config.update, optimizer=pretraining.optimizer, learning_rate=pretraining.learning_rate, batch_size=64,
         context_length=config.context_length, warmup_updates=pretraining.warmup_updates, grad_norm_clip=0.5,
-        updates_per_iteration=150,
+        updates_per_iteration=150, action_limit=pretraining.action_limit,
     )  # fmt: skip
     # of the pretraining only its warm-up matters, which is over
     return replace(config, min_steps=RANDOM_MIN_STEPS, pretraining_updates=pretraining.warmup_updates, update=update)

@@ -45,10 +45,12 @@ def odt_td3(dataset: str) -> ODTTD3Config:
     return ODTTD3Config(**vars(odt(dataset)), critic=critics(dataset))
 
 
-def small_odt_td3(config: ODTTD3Config, small_odt: Callable[[ODTConfig], ODTConfig]) -> ODTTD3Config:
+def small_odt_td3(
+    config: ODTTD3Config, random: bool, small_odt: Callable[[ODTConfig, bool], ODTConfig]
+) -> ODTTD3Config:
     """Scale `small`: what ODT's has, and smaller critics."""
     shared: dict[str, Any] = {part.name: getattr(config, part.name) for part in fields(ODTConfig)}
-    return replace(config, **vars(small_odt(ODTConfig(**shared))), critic=small_critics(config.critic))
+    return replace(config, **vars(small_odt(ODTConfig(**shared), random)), critic=small_critics(config.critic))
 
 
 # --- Q-guided GRPO-DT: learning rate and κ of App. B.1, GRPO-DT's row of Table 6, and critics ---------------------

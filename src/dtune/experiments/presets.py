@@ -157,8 +157,10 @@ METHODS = {
         paper=lambda dataset: guided.q_guided(dataset, TABLE_6[dataset][1]),
         small=lambda config, iterations, _: guided.small_q_guided(config, iterations),
     ),
-    "odt": Method(paper=baselines.odt, small=lambda config, *_: small.odt(config)),
-    "odt_td3": Method(paper=guided.odt_td3, small=lambda config, *_: guided.small_odt_td3(config, small.odt)),
+    "odt": Method(paper=baselines.odt, small=lambda config, _, random: small.odt(config, random)),
+    "odt_td3": Method(
+        paper=guided.odt_td3, small=lambda config, _, random: guided.small_odt_td3(config, random, small.odt)
+    ),
     "iql": Method(paper=baselines.iql, small=lambda config, *_: baselines.small_iql(config)),
     "dt": Method(paper=baselines.pretrained, small=lambda config, *_: config, iterations=0),
 }
@@ -190,8 +192,9 @@ def pretraining(dataset: str, scale: Scale, seed: int = 0, architecture: Archite
     )
     if scale == "paper":
         return config
-    iterations = small.pretraining_iterations(page.pretraining_updates, source(dataset).random)
-    return replace(config, model=small.MODEL, algorithm=small.pretraining(algorithm), iterations=iterations)
+    random = source(dataset).random
+    iterations = small.pretraining_iterations(page.pretraining_updates, random)
+    return replace(config, model=small.MODEL, algorithm=small.pretraining(algorithm, random), iterations=iterations)
 
 
 def finetuning(
