@@ -97,4 +97,6 @@ def test_actions_at_the_edge_and_no_rewards_are_said():
     given = columns()
     given["actions"][:6, 0] = 1
     given["rewards"][:] = 0
-    assert said(given) == ["25% of the actions lie at -1 or 1, where a tanh never comes", "all rewards are 0"]
+    edges, rewards = said(given)
+    assert edges.startswith("25% of the actions lie at -1 or 1, where a tanh never comes: an `action_limit` below 1")
+    assert rewards == "all rewards are 0"

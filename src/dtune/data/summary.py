@@ -105,7 +105,10 @@ def remarks(columns: Mapping[str, Tensor], dataset: Dataset) -> Iterator[str]:
             yield f"{key} {_listed(still)} never change: a policy sees nothing in them, and divides by 1e-6"
     edge = (dataset.actions.abs() >= 1).float().mean().item()
     if edge > 0.01:
-        yield f"{edge:.0%} of the actions lie at -1 or 1, where a tanh never comes"
+        yield (
+            f"{edge:.0%} of the actions lie at -1 or 1, where a tanh never comes: an `action_limit` below 1 keeps a"
+            " policy that imitates them from acting at the bounds only"
+        )
     if not dataset.rewards.any():
         yield "all rewards are 0"
 
