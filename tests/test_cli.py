@@ -296,9 +296,9 @@ def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
         (["finetune", "hopper-random-v2"], ["'hopper-random-v2' is not METHOD/DATASET"]),
         (["finetune", "grpo/ant-medium-v2", "--checkpoint-every", "0"], ["checkpoint_every must be at least 1"]),
         (["finetune", "grpo/ant-medium-v2", "--policy", "p", "--data", "d"], ["leave out one"]),
-        (["finetune", "grpo/ant-medium-v2", "--policy", "nowhere"], ["nowhere holds no policy", "run folder"]),
+        (["finetune", "grpo/ant-medium-v2", "--policy", "nowhere"], ["nowhere is not there", "run folder"]),
         (["evaluate"], ["PATH"]),
-        (["evaluate", "nowhere"], ["nowhere holds no policy"]),
+        (["evaluate", "nowhere"], ["nowhere is not there"]),
         (["evaluate", "a", "b"], ["b"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -606,7 +606,7 @@ def test_ctrl_c_before_there_is_anything_to_save(pretrained, tmp_path):
 
 def test_the_module_is_the_command(tmp_path):
     done = subprocess.run([sys.executable, "-m", "dtune", "evaluate", "nowhere"], capture_output=True, text=True)
-    refused(Said(done.returncode, done.stdout, done.stderr), 2, "nowhere holds no policy")
+    refused(Said(done.returncode, done.stdout, done.stderr), 2, "nowhere is not there")
     with contextlib.suppress(FileNotFoundError):
         script = Path(sys.executable).with_name("dtune")
         done = subprocess.run([script, "--help"], capture_output=True, text=True)

@@ -50,6 +50,9 @@ def test_a_run_becomes_a_record_and_a_page(pretrained, tmp_path, capsys, one_thr
     assert sum(found.column(f"env_steps_{part}")[-1] for part in parts) == found.column("env_steps")[-1]
     assert found.column("seconds")[-1] > 0
     assert found.data.endswith((".hdf5", ".h5", ".npz"))
+    main(["report", str(tmp_path / "runs"), "--only", run.name, "--format", "csv"])
+    assert "grpo+wide" in capsys.readouterr().out
+    assert "no records" in fails(["report", str(tmp_path / "runs"), "--only", "elsewhere"], 3, capsys)
     main(["report", str(run), "--html", str(run / "report.html")])
     assert "eval/normalized_score" in (run / "report.html").read_text()
     main(["report", str(pretrained), "--html", str(tmp_path / "pretrained.html")])

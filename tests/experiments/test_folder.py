@@ -218,14 +218,17 @@ def test_continuing_under_other_conditions_is_told(tmp_path, monkeypatch):
     dataset.rename(tmp_path / "moved.hdf5")
     dataset = tmp_path / "moved.hdf5"
     assert write_meta(tmp_path, dataset=dataset, command=["other"]) is None
-    dataset.write_bytes(b"abcd")
     monkeypatch.setattr(folder, "_version", lambda _: "9.9")
     warning = write_meta(tmp_path, dataset=dataset)
     assert warning is not None
     assert 'torch: "' in warning
     assert '-> "9.9"' in warning
-    assert "dataset_sha256" in warning
     assert "command" not in warning
+    dataset.write_bytes(b"abcd")
+    with pytest.raises(
+        ConfigError, match=r"begun with .*data.hdf5 of hash ba7816bf8f01, and .*moved.hdf5 has 88d4266fd4e6"
+    ):
+        write_meta(tmp_path, dataset=dataset)
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert len(meta["continued"]) == 2
     assert meta["begun"]["versions"]["torch"] != "9.9"

@@ -102,7 +102,7 @@ def test_a_run_folder_means_its_best_and_its_last_where_nothing_was_judged(pretr
 def test_where_no_policy_is(tmp_path, place):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=f"{place} holds no policy: give a run folder"):
+    with pytest.raises(ConfigError, match=rf"{place} (is not there|holds no policy): give a run folder"):
         load_policy(tmp_path / place)
 
 
@@ -365,17 +365,24 @@ def test_a_run_goes_on_with_its_own_policy(pretrained, tmp_path, data):
     run.finetune_preset(tiny_finetuning(), tmp_path / "run", pretrained)
     run.pretrain_preset(tiny_pretraining(), tmp_path / "other", data)
     before = everything(tmp_path / "run" / "checkpoints")
-    with pytest.raises(ConfigError, match="another algorithm or policy"):
+    with pytest.raises(
+        ConfigError, match=r"run was begun with .*pretrained.* of hash .* and .*other.* has .*another --out"
+    ):
         run.finetune_preset(tiny_finetuning(iterations=3), tmp_path / "run", tmp_path / "other")
     assert everything(tmp_path / "run" / "checkpoints") == before
     run.finetune_preset(tiny_finetuning(iterations=3), tmp_path / "run", pretrained)
 
 
-def test_a_run_continued_from_other_data_is_told(pretrained, tmp_path, data, capsys):
+def test_a_run_goes_on_with_its_data_wherever_they_lie_and_with_no_others(pretrained, tmp_path, data, capsys):
     run.pretrain_preset(tiny_pretraining(), tmp_path / "run", data)
+    moved = data.rename(tmp_path / "moved.hdf5")
+    run.pretrain_preset(tiny_pretraining(iterations=2), tmp_path / "run", moved)
+    assert "other conditions" not in capsys.readouterr().out
     write_hdf5(data, columns() | {"rewards": torch.zeros(12)})
-    run.pretrain_preset(tiny_pretraining(iterations=2), tmp_path / "run", data)
-    assert "begun under other conditions (dataset_sha256" in capsys.readouterr().out
+    before = everything(tmp_path / "run" / "checkpoints"), (tmp_path / "run" / "meta.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"run was begun with .* of hash .*another --out"):
+        run.pretrain_preset(tiny_pretraining(iterations=3), tmp_path / "run", data)
+    assert (everything(tmp_path / "run" / "checkpoints"), (tmp_path / "run" / "meta.json").read_bytes()) == before
 
 
 def test_a_folder_in_use_is_refused(pretrained, tmp_path):

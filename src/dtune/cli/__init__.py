@@ -21,7 +21,7 @@ USAGE = """usage: dtune COMMAND ... [--debug]
 
   dtune demo                          make data, pretrain, finetune with GRPO-DT and PPO-DT, compare (10 minutes)
   dtune pretrain DATASET              fit a decision transformer to offline data
-  dtune finetune METHOD/DATASET       improve it online: grpo/hopper-medium-v2, ppo/…, odt/…, iql/…; dt/… judges it
+  dtune finetune METHOD/DATASET       improve it online by grpo, ppo, q_guided, odt, odt_td3 or iql; dt judges it
   dtune sweep --table 1 | --figure 2c run them all: datasets x methods x seeds, here or on a Ray cluster
   dtune evaluate PATH                 judge the policy of a run folder or checkpoint
   dtune collect RUNS --out DIR        put the evaluations of runs into CSVs, one a run

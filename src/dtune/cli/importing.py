@@ -42,10 +42,13 @@ def import_policy(arguments: list[str]) -> None:
     command = parse(Import, "import", arguments)
     from dtune.data.datasets import check_fits
     from dtune.data.hdf5 import read_hdf5
+    from dtune.envs.tasks import task_info
     from dtune.experiments import checkpoint
     from dtune.experiments.policies import describe
     from dtune.models.foreign import Foreign, read_foreign
 
+    if command.dataset is not None:
+        task_info(command.dataset)
     if (command.out / "checkpoints").exists():
         raise ConfigError(f"{command.out} holds checkpoints already: choose another folder")
     known = Foreign(

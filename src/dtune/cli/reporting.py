@@ -1,13 +1,17 @@
 """The commands about results: collect, report, figures."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from dtune.cli.options import parse
 from dtune.errors import ConfigError
+
+if TYPE_CHECKING:  # importing it takes a second
+    from dtune.experiments.reports.results import Curve
 
 
 def check_file(option: str, path: Path) -> None:
@@ -44,7 +48,9 @@ def collect(arguments: list[str]) -> None:
 
     written, left_out = write_results(command.runs, command.out, only=command.only)
     for folder in left_out:
-        print(f"left out: {folder} (a pretraining, not finished, not judged yet, or of no known method)")
+        print(
+            f"left out: {folder} (a pretraining, not finished, not judged yet, or of no method or dataset of the paper)"
+        )
     for sentence in unlike_seeds(written):
         print(sentence)
     print(f"{len(written)} {'record' if len(written) == 1 else 'records'} in {command.out}")
@@ -67,31 +73,42 @@ def report(arguments: list[str]) -> None:
         """Columns, as `ppo grpo grpo+relabel`; all without variants by default."""
         html: Path | None = None
         """Writes a page with curves, tables and configuration here instead."""
+        only: str | None = None
+        """Of runs, those in a folder of this name or below, as `small` where scales lie side by side."""
 
     command = parse(Report, "report", arguments)
     if command.html is None:
-        _show(command.results, command.format, command.score, command.methods)
+        groups = _records(command.results, command.only)
+        _show(groups, command.format, command.score, command.methods)
         return
     check_file("--html", command.html)
     from dtune.experiments.reports import page, pages
-    from dtune.experiments.reports.collect import load
 
     if (command.results / "metrics.csv").is_file():
         made = pages.run_page(command.results)
     else:
-        made = pages.results_page(command.results, load(command.results), command.score, command.methods)
+        groups = _records(command.results, command.only)
+        made = pages.results_page(command.results, groups, command.score, command.methods)
     print(page.write(made, command.html))
 
 
-def _show(results: Path, form: str, score: Literal["final", "best"], wanted: tuple[str, ...] | None) -> None:
+def _records(results: Path, only: str | None) -> "dict[str, list[Curve]]":
+    """Records by folder; what is odd about runs is said beside the result."""
+    from dtune.experiments.reports.collect import load
+
+    return load(results, only=only, say=lambda sentence: print(sentence, file=sys.stderr))
+
+
+def _show(
+    groups: "dict[str, list[Curve]]", form: str, score: Literal["final", "best"], wanted: tuple[str, ...] | None
+) -> None:
     """Prints the tables of every folder of records."""
     from dtune.experiments.reports import formats
-    from dtune.experiments.reports.collect import load
     from dtune.experiments.reports.report import report as make_report
     from dtune.experiments.reports.report import scores_csv
     from dtune.experiments.reports.scores import choose_groups, score_table
 
-    for number, (title, (curves, methods)) in enumerate(choose_groups(load(results), wanted).items()):
+    for number, (title, (curves, methods)) in enumerate(choose_groups(groups, wanted).items()):
         if form == "csv":
             text = scores_csv(score_table(curves, methods, score), methods, title, score)
             print(text if not number else text.partition("\n")[2], end="")
@@ -118,14 +135,15 @@ def figures(arguments: list[str]) -> None:
         """Where the PDFs and PNGs go; records in folders below have folders below."""
         figure: tuple[str, ...] | None = None
         """Which, as `1 2c 4a`; all that there are records for by default."""
+        only: str | None = None
+        """Of runs, those in a folder of this name or below, as `small` where scales lie side by side."""
 
     command = parse(Figures, "figures", arguments)
     check_folder("--out", command.out)
-    from dtune.experiments.reports import collect
     from dtune.experiments.reports.drawing import draw_all
 
     drawn = 0
-    for title, curves in collect.load(command.results).items():
+    for title, curves in _records(command.results, command.only).items():
         written, skipped = draw_all(curves, command.out / title, command.figure)
         drawn += len(written)
         for path in written:

@@ -35,7 +35,7 @@ def export(arguments: list[str]) -> None:
     print(f"compared with the policy on {WINDOWS:,} windows of {done.compared_on}; at most {TOLERANCE:g} is allowed:")
     for name, difference in done.differences.items():
         print(f"output {name:16} differs by {difference:.1e}")
-    print(f"file: {done.path} ({done.path.stat().st_size / 1e6:.1f} MB); examples/act_with_onnx.py acts with it")
+    print(f"file: {done.path} ({done.path.stat().st_size / 1e6:.1f} MB); examples/act_with_onnx.py shows how to act")
 
 
 def push(arguments: list[str]) -> None:

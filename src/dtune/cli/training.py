@@ -70,7 +70,7 @@ def finetune(arguments: list[str]) -> None:
         """Run folder; runs/METHOD/DATASET/SCALE/seedN by default (a Reinformer's: SCALE-reinformer)."""
         policy: Path | None = None
         """Run folder, checkpoint, or `user/name` on Hugging Face, to start from; where none is given, pretraining comes
-        first. IQL has its own."""
+        first, with seed 0 for all seeds of this. IQL has its own."""
         data: Path | None = None
         """D4RL's HDF5 file for that pretraining, and for the methods that go on with it: ODT, ODT+TD3, IQL and Q-guided
         GRPO-DT. Random datasets are recorded where none is given."""

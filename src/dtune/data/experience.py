@@ -32,7 +32,9 @@ def return_unit(dataset: Dataset) -> float:
     """
     spread = (dataset.returns.max() - dataset.returns.min()).item()
     if not spread > 0:
-        raise DataError(f"{dataset.name}: all its returns are the same, so they give rewards no scale: leave it out")
+        raise DataError(
+            f"{dataset.name}: all its returns are the same, so they give rewards no scale: set reward_scaling to none"
+        )
     return 1 / spread
 
 

@@ -102,7 +102,8 @@ def remarks(columns: Mapping[str, Tensor], dataset: Dataset) -> Iterator[str]:
         numbers = getattr(dataset, key)
         low, high = numbers.amin(0), numbers.amax(0)
         if still := (low == high).nonzero().squeeze(1).tolist():
-            yield f"{key} {_listed(still)} never change: a policy sees nothing in them, and divides by 1e-6"
+            why = {"observations": "a policy sees nothing in them, and divides by 1e-6", "actions": "nothing is tried"}
+            yield f"{key} {_listed(still)} never change: {why[key]}"
     edge = (dataset.actions.abs() >= 1).float().mean().item()
     if edge > 0.01:
         yield (

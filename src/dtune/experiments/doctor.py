@@ -17,7 +17,10 @@ from dtune.findings import Finding, WrongError, find, require
 # Everything else is imported where it is looked at: what is missing or broken has to be a line, not the end.
 
 NEEDED = ("torch", "numpy", "mujoco", "gymnasium", "h5py", "safetensors")
-EXTRAS = {"adroit": "gymnasium_robotics", "minari": "minari"}
+EXTRAS = {
+    "adroit": "gymnasium_robotics", "minari": "minari", "video": "imageio_ffmpeg", "onnx": "onnxruntime",
+    "hub": "huggingface_hub", "wandb": "wandb", "trackio": "trackio", "ray": "ray",
+}  # fmt: skip
 """What `pip install 'dtune[NAME]'` adds, and the package that it is."""
 KNOWN_BAD: Mapping[tuple[str, str], str] = {
     ("mujoco", "4.0.0"): "its solver factorises wrongly and walks diverge: install mujoco>=3.17,!=4.0.0",

@@ -170,8 +170,11 @@ def write_meta(directory: Path, *, dataset: Path | None = None, command: Sequenc
         command: the command line; `sys.argv` by default.
 
     Returns:
-        A sentence for the user if the run was begun with other software or data, so that the rows to come may
-        differ from those of a run never interrupted; otherwise None.
+        A sentence for the user if the run was begun with other software, so that the rows to come may differ from
+        those of a run never interrupted; otherwise None.
+
+    Raises:
+        ConfigError: if it was begun from other data, or from another policy.
     """
     path = Path(directory) / "meta.json"
     now = _describe(dataset, list(sys.argv if command is None else command))
@@ -180,8 +183,9 @@ def write_meta(directory: Path, *, dataset: Path | None = None, command: Sequenc
         begun, continued = meta["begun"], [*meta["continued"], now]
     except (OSError, ValueError, KeyError, TypeError):
         begun, continued = now, []
+    _refuse_another_source(directory, begun, now)
     disk.replace(path, _json({"begun": begun, "continued": continued}))
-    aside = {"date", "command", "dataset"}  # of the data the hash counts, not the place
+    aside = {"date", "command", "dataset", "dataset_sha256"}  # where data lie does not matter
     changed = [line for name, line in differences(begun, now).items() if name.split(".")[0] not in aside]
     if not changed:
         return None
@@ -189,6 +193,15 @@ def write_meta(directory: Path, *, dataset: Path | None = None, command: Sequenc
         f"{directory} was begun under other conditions ({'; '.join(changed)}): "
         "what follows may differ from a run never interrupted."
     )
+
+
+def _refuse_another_source(directory: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    was, given = begun.get("dataset_sha256"), now["dataset_sha256"]
+    if was and given and was != given:
+        raise ConfigError(
+            f"{directory} was begun with {begun.get('dataset')} of hash {was[:12]}, and {now['dataset']} has"
+            f" {given[:12]}: choose another --out, delete the folder to start again, or go on with the former."
+        )
 
 
 def sha256(path: Path) -> str:

@@ -110,7 +110,8 @@ def find_checkpoint(path: Path) -> Path:
     for candidate in (path, path / "checkpoints" / "best", path / "best", path / "checkpoints" / "last"):
         if (candidate / DOCUMENT).is_file():
             return candidate
-    raise ConfigError(f"{path} holds no policy: give a run folder, or one of the folders in its checkpoints/")
+    said = "holds no policy" if path.exists() else "is not there"
+    raise ConfigError(f"{path} {said}: give a run folder, or one of the folders in its checkpoints/")
 
 
 def _read(path: Path) -> tuple[StoredPolicy, dict[str, Any]]:

@@ -159,6 +159,16 @@ def test_a_policy_that_does_not_learn_is_level_on_a_logarithmic_axis(tmp_path, m
     assert list(axes.get_lines()[2].get_ydata()) == [3, 3]
 
 
+def test_one_evaluation_of_what_learns_is_a_point_on_a_logarithmic_axis(tmp_path, monkeypatch):
+    once = band([curve(method="ppo", scores=[1.0, 5.0], env_steps=[0.0, 383.0])], "env_steps", "normalized_score")
+    runs = {"grpo": band([curve(env_steps=[0.0, 9e3, 2e4, 9e4])], "env_steps", "normalized_score"), "ppo": once}
+    (axes,) = _drawn(monkeypatch, tmp_path, [("", AXES[1], runs)], {"grpo": "", "ppo": ""})
+    assert axes.get_xscale() == "log"
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "ppo"]
+    assert (list(line.get_xdata()), list(line.get_ydata()), line.get_marker()) == ([383], [5], "o")
+    assert axes.get_xlim()[0] <= 383
+
+
 def test_seeds_without_a_common_range_are_drawn_singly(tmp_path, monkeypatch):
     """One ends at 300 steps, the other is first measured at 400; the figure says what thin lines are."""
     seeds = [

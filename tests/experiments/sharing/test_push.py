@@ -75,7 +75,7 @@ def test_a_path_here_wins(server, pretrained, tmp_path):
     asked = len(server.asked)
     shutil.copytree(pretrained, tmp_path / "runs" / "hopper", symlinks=True)
     policy = dtune.load_policy("runs/hopper")
-    with pytest.raises(ConfigError, match="runs/hoper holds no policy"):  # a slip is not asked for far away
+    with pytest.raises(ConfigError, match="runs/hoper is not there"):  # a slip is not asked for far away
         dtune.load_policy("runs/hoper")
     assert policy.action_dim == 3
     assert len(server.asked) == asked
@@ -328,6 +328,18 @@ def test_a_run_begun_from_is_looked_up_only_where_its_hash_is_the_one_recorded(
     facts = facts_of(tmp_path / "run")
     assert [command[1] for command in facts.commands] == ["finetune"]
     assert facts.data_hash is None  # that of a checkpoint is none of the data
+
+
+def test_every_command_of_a_run_is_told_once(finetuned, tmp_path):
+    shutil.copytree(finetuned, tmp_path / "run", symlinks=True)
+    meta = json.loads((finetuned / "meta.json").read_bytes())
+    (first,) = (command for command in facts_of(finetuned).commands if command[1] == "finetune")
+    longer = [*meta["begun"]["command"], "--iterations", "9"]
+    again = [meta["begun"] | {"command": words} for words in (meta["begun"]["command"], longer, longer)]
+    (tmp_path / "run" / "meta.json").write_text(json.dumps(meta | {"continued": [*again, 3, {}]}))
+    commands = facts_of(tmp_path / "run").commands
+    assert commands[-2:] == [first, [*first, "--iterations", "9"]]
+    assert len(commands) == len(facts_of(finetuned).commands) + 1
 
 
 @pytest.mark.parametrize("place", ["/", "/dev/zero", "/nowhere", "a\0b", "x" * 9999, 5])

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -109,8 +109,9 @@ def write_results(source: Path, out: Path, *, only: str | None = None) -> tuple[
     written = {folder: write_curve(curve, Path(out)) for folder, curve in found.items() if curve.finished}
     if not written:
         raise DataError(
-            f"{source} holds no finetuning run that was judged and is finished: give a run folder, or one above some,"
-            " and go on with what was stopped."
+            f"{source} holds no finetuning run on a dataset of the paper that was judged and is finished"
+            f"{f', in a folder {only}' if only else ''}: give a run folder, or one above some, and go on with what was"
+            " stopped."
         )
     return written, sorted(left_out)
 
@@ -125,8 +126,15 @@ def finished(folder: Path, rows: list[Row]) -> bool:
     )
 
 
-def load(path: Path) -> dict[str, list[Curve]]:
+def load(
+    path: Path, *, only: str | None = None, say: Callable[[str], object] = lambda _: None
+) -> dict[str, list[Curve]]:
     """Records below a path by the folder they lie in: of CSVs or, where there are none, of run folders.
+
+    Args:
+        path: a folder.
+        only: of run folders, as `collect` has it.
+        say: is told what is odd about run folders.
 
     Raises:
         DataError: if there is neither, or one is damaged.
@@ -134,8 +142,10 @@ def load(path: Path) -> dict[str, list[Curve]]:
     path = Path(path)
     groups = read_results(path) if path.exists() else {}
     if not groups and path.is_dir():
-        curves = list(collect(path)[0].values())
-        groups = {"": curves} if curves else {}
+        found, _ = collect(path, only=only)
+        groups = {"": list(found.values())} if found else {}
+        for sentence in unlike_seeds(found):
+            say(sentence)
     if not groups:
         raise DataError(
             f"{path} holds no records: give a folder of DATASET_METHOD_seedN.csv files, as `dtune collect` makes them,"

@@ -125,8 +125,8 @@ class Band:
 
     @property
     def constant(self) -> bool:
-        """Whether it was judged once: a policy that does not learn, the same everywhere."""
-        return all(len(places) == 1 for places, _ in self.lines)
+        """Whether it was judged at the beginning alone: a policy that does not learn, the same everywhere."""
+        return all(len(places) == 1 and not places[0] for places, _ in self.lines)
 
     @property
     def paths(self) -> list[Float64[np.ndarray, "_"]]:

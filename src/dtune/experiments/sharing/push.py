@@ -4,6 +4,7 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def collect_facts(source: Path, run: Path, repository: str, license: str) -> Fac
         dataset=about.get("dataset"),
         return_to_go=about.get("return_to_go"),
         data_hash=of_data.get("dataset_sha256"),
-        commands=[_command(found["command"]) for found in (before, meta) if found.get("command")],
+        commands=_commands([before, meta, *_continued(run)]),
         versions=meta.get("versions", {}),
         rows=read_rows(run / "metrics.csv") if _is_file(run / "metrics.csv") else [],
         episodes=config.get("evaluation_episodes"),
@@ -155,6 +156,21 @@ def _method(algorithm: dict[str, Any]) -> Method | None:
     """The method of finetuning whose settings these are; None for those of pretraining."""
     of = (method for kind, method in ALGORITHMS.items() if {field.name for field in fields(kind)} == set(algorithm))
     return next(of, None)
+
+
+def _continued(run: Path) -> list[dict[str, Any]]:
+    """How it was continued, each time; none where that is not known."""
+    try:
+        found = json.loads((run / "meta.json").read_bytes())["continued"] if _is_file(run / "meta.json") else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+
+
+def _commands(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Their command lines, in order, each once."""
+    said = [tuple(_command(one["command"])) for one in found if one.get("command")]
+    return [list(words) for words in dict.fromkeys(said)]
 
 
 def _command(words: list[str]) -> list[str]:
