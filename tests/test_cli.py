@@ -453,11 +453,11 @@ def test_bad_data_later_lose_nothing(dtune, tmp_path):
     write_hdf5(path, columns())
     arguments = [*PRETRAIN, "--data", path, "--out", "run"]
     assert dtune(*arguments).code == 0
-    before = everything(tmp_path / "run")
+    before, whole = everything(tmp_path / "run"), path.read_bytes()
     put(path, "rewards", with_nan("rewards"))
     refused(dtune(*arguments, "--iterations", "2"), 3, "'rewards'")
     assert everything(tmp_path / "run") == before
-    put(path, "rewards", columns()["rewards"].numpy())
+    path.write_bytes(whole)
     assert dtune(*arguments, "--iterations", "2").code == 0
 
 
