@@ -11,7 +11,11 @@ from dtune.data.buffers import Fifo
 from dtune.data.steps import concatenate, empty_steps
 from dtune.envs.collect import collect_episodes
 from dtune.envs.rollout import MIN_ROWS, Episodes, ResetPoints, Rollout
+from dtune.errors import ConfigError
+from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.distributions import TanhNormal
+from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig
+from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 GOAL = 15.0
 
@@ -101,6 +105,19 @@ def test_without_a_generator_the_mode_is_taken():
 def test_the_policy_says_what_it_asks_for_next():
     walked = Rollout.begin(Spy(2), PointMass(), 3, 64.0, seeded(1)).advance(4)
     assert walked.returns_to_go.tolist() == [[64.0, 32.0, 16.0, 8.0]] * 3
+
+
+@pytest.mark.parametrize("kind", [DecisionTransformer, Reinformer, PerceptronPolicy])
+def test_a_policy_of_another_world_is_told_in_a_sentence(kind):
+    shape = {
+        DecisionTransformer: DecisionTransformerConfig, Reinformer: ReinformerConfig,
+        PerceptronPolicy: PerceptronPolicyConfig,
+    }[kind]  # fmt: skip
+    policy = kind(shape(observation_dim=3, action_dim=2, width=16), seeded())
+    with pytest.raises(
+        ConfigError, match="the policy observes 3 numbers and this world has 2: give a policy made for it"
+    ):
+        Rollout.begin(policy, PointMass(), 4, 1.0, seeded())
 
 
 def test_no_graph_is_recorded():

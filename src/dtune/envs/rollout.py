@@ -16,7 +16,7 @@ from dtune.envs.simulator import Divisible, Outcome, Restorable, Simulator
 from dtune.functional.sampling import independent_noise
 from dtune.models.device import is_large, lives_elsewhere
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor, actor_of, at_last
+from dtune.models.policy import ActingPolicy, Actor, Policy, ReturnPredictor, actor_of, at_last, check_observes
 
 __all__ = ["MIN_ROWS", "Episodes", "ResetPoints", "Rollout"]
 
@@ -51,6 +51,7 @@ class Rollout:
         timesteps: Int[Tensor, "batch"],
         history: Steps,
     ):
+        check_observes(policy, observations.shape[1])
         self.policy, self.simulator = policy, simulator
         self.count = len(observations)
         self.alive = torch.arange(self.count)

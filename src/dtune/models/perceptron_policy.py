@@ -62,6 +62,7 @@ class PerceptronPolicy(nn.Module):
     def __init__(self, config: PerceptronPolicyConfig, generator: torch.Generator | None = None):
         super().__init__()
         self.config, self.context_length, self.action_dim = config, config.context_length, config.action_dim
+        self.observation_dim = config.observation_dim
         hidden: list[nn.Module] = []
         for before, after in pairwise([config.observation_dim] + [config.width] * config.layers):
             hidden += [nn.Linear(before, after), nn.ReLU(), Dropout(config.dropout)]

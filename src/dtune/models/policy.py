@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dtune.data.steps import Steps
+from dtune.errors import ConfigError
 from dtune.models.distributions import TanhNormal
 
 
@@ -69,6 +70,22 @@ class ReturnPredictor(Policy, Protocol):
                 `actions` matter.
         """
         ...
+
+
+@runtime_checkable
+class SizedPolicy(Policy, Protocol):
+    """A `Policy` that says how many numbers it observes, so that the wrong world is told in a sentence."""
+
+    observation_dim: int
+
+
+def check_observes(policy: Policy, count: int) -> None:
+    """Raises `ConfigError` where a policy is known to observe another number of numbers than a world has."""
+    if isinstance(policy, SizedPolicy) and policy.observation_dim != count:
+        raise ConfigError(
+            f"the policy observes {policy.observation_dim} numbers and this world has {count}: give a policy made for"
+            " it, or the world that the policy was made for"
+        )
 
 
 Actor = Callable[[Steps], TanhNormal]

@@ -113,6 +113,7 @@ class Reinformer(nn.Module):
         super().__init__()
         self.config = config
         self.context_length, self.action_dim = config.context_length, config.action_dim
+        self.observation_dim = config.observation_dim
         width = config.width
         self.embed_observation = nn.Linear(config.observation_dim, width)
         self.embed_return = nn.Linear(1, width)
