@@ -90,6 +90,14 @@ def test_records_have_datasets_figures_and_tables(tmp_path):
     assert len(panels[1]["series"][0]["axes"]["env_steps"]["x"]) == 1
 
 
+def test_one_legend_tells_all_variants_apart(tmp_path):
+    ablations(tmp_path / "some", "hopper-random-v2", seeds=1)
+    panels = data(render(results_page(tmp_path, load(tmp_path))))["panels"]
+    looks = {(line["colour"], line["dash"], line["name"]) for panel in panels for line in panel["series"]}
+    assert len({name for _, _, name in looks}) > 8
+    assert len({look[:2] for look in looks}) == len({name for _, _, name in looks})
+
+
 def test_runs_of_a_sweep_have_their_settings(tmp_path):
     for seed in (0, 1):
         make(tmp_path / f"grpo/hopper-random-v2/small/seed{seed}", seed=seed)

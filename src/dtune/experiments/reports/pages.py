@@ -62,8 +62,10 @@ def results_page(
     grids: list[Grid] = []
     for title, (curves, methods) in choose_groups(groups, wanted).items():
         names = {method: label(method) for method in methods}
-        panels[title] = [_panel(name, _runs(curves, name, methods), names) for name in _datasets(curves, methods)]
-        panels[title] += () if wanted else _figures(curves)
+        order = [*methods, *sorted({curve.method for curve in curves} - {*methods})]  # one legend for all panels
+        found = {name: _runs(curves, name, methods) for name in _datasets(curves, methods)}
+        panels[title] = [_panel(name, runs, names, order) for name, runs in found.items()]
+        panels[title] += () if wanted else _figures(curves, order)
         grids += report(curves, methods, title=title, score=score)
     count = sum(map(len, groups.values()))
     runs = list(collect(source)[0]) if source.is_dir() and any(find_runs(source)) else []
@@ -88,11 +90,12 @@ def _metric(rows: Sequence[Mapping[str, float]], key: str) -> Line:
     return Line(name=key, colour=_BLUE, axes=axes)
 
 
-def _figures(curves: Sequence[Curve]) -> Iterator[Panel]:
+def _figures(curves: Sequence[Curve], order: Sequence[str]) -> Iterator[Panel]:
     """What the paper's figures compare, a panel a dataset; Fig. 3 is the methods, which are shown anyway."""
     for spec in (spec for name, spec in FIGURES.items() if name != "3"):
         for dataset, runs in curves_of(spec, curves).items():
-            yield _panel(f"{spec.title}, {dataset}", runs, {method: curve_label(spec, method) for method in runs})
+            names = {method: curve_label(spec, method) for method in runs}
+            yield _panel(f"{spec.title}, {dataset}", runs, names, order)
 
 
 def _runs(curves: Sequence[Curve], dataset: str, methods: Sequence[str]) -> dict[str, list[Curve]]:
@@ -100,11 +103,14 @@ def _runs(curves: Sequence[Curve], dataset: str, methods: Sequence[str]) -> dict
     return {method: some for method, some in runs.items() if some}
 
 
-def _panel(title: str, runs: Mapping[str, Sequence[Curve]], names: Mapping[str, str]) -> Panel:
-    """Means and bands of normalised scores by method; of returns where there are no reference scores."""
+def _panel(title: str, runs: Mapping[str, Sequence[Curve]], names: Mapping[str, str], order: Sequence[str]) -> Panel:
+    """Means and bands of normalised scores by method; of returns where there are no reference scores.
+
+    Colours and dashes are by the place in `order`, whichever of its methods a panel shows.
+    """
     scored = all(np.isfinite(curve.column("normalized_score")).all() for some in runs.values() for curve in some)
     lines = []
-    for number, (method, some) in enumerate(runs.items()):
+    for method, some in runs.items():
         axes: dict[str, dict[str, Sequence[float]]] = {}
         for axis in AXES:
             found = band(some, axis.column, "normalized_score" if scored else "return", points=_POINTS)
@@ -113,8 +119,8 @@ def _panel(title: str, runs: Mapping[str, Sequence[Curve]], names: Mapping[str, 
                 if found.seeds > 1 and len(found.across) > 1:
                     low, high = found.mean - found.deviation, found.mean + found.deviation
                     axes[axis.column] |= {"low": low.tolist(), "high": high.tolist()}
-        dash = _DASHES[number % len(_DASHES)] if "+" in method else ""
-        lines.append(Line(name=names[method], colour=colour(method, list(names)), dash=dash, axes=axes))
+        dash = _DASHES[order.index(method) % len(_DASHES)] if "+" in method else ""
+        lines.append(Line(name=names[method], colour=colour(method, order), dash=dash, axes=axes))
     return Panel(title=title if scored else f"{title}, return", lines=lines)
 
 
