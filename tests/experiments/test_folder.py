@@ -20,6 +20,7 @@ from dtune.experiments.folder import (
     plain,
     read_config,
     settle_config,
+    settle_source,
     sha256,
     write_meta,
 )
@@ -193,7 +194,10 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 def test_meta_says_with_what_and_from_what(tmp_path):
     dataset = tmp_path / "data.hdf5"
     dataset.write_bytes(b"abc")
-    assert write_meta(tmp_path, dataset=dataset, command=["dtune", "finetune"]) is None
+    assert (
+        write_meta(tmp_path, source=dataset, digest=settle_source(tmp_path, dataset), command=["dtune", "finetune"])
+        is None
+    )
     begun = json.loads((tmp_path / "meta.json").read_text())["begun"]
     assert begun["dataset_sha256"] == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert begun["command"] == ["dtune", "finetune"]
@@ -214,12 +218,12 @@ def dtune_version() -> str:
 def test_continuing_under_other_conditions_is_told(tmp_path, monkeypatch):
     dataset = tmp_path / "data.hdf5"
     dataset.write_bytes(b"abc")
-    write_meta(tmp_path, dataset=dataset)
+    write_meta(tmp_path, source=dataset, digest=settle_source(tmp_path, dataset))
     dataset.rename(tmp_path / "moved.hdf5")
     dataset = tmp_path / "moved.hdf5"
-    assert write_meta(tmp_path, dataset=dataset, command=["other"]) is None
+    assert write_meta(tmp_path, source=dataset, digest=settle_source(tmp_path, dataset), command=["other"]) is None
     monkeypatch.setattr(folder, "_version", lambda _: "9.9")
-    warning = write_meta(tmp_path, dataset=dataset)
+    warning = write_meta(tmp_path, source=dataset, digest=settle_source(tmp_path, dataset))
     assert warning is not None
     assert 'torch: "' in warning
     assert '-> "9.9"' in warning
@@ -228,7 +232,8 @@ def test_continuing_under_other_conditions_is_told(tmp_path, monkeypatch):
     with pytest.raises(
         ConfigError, match=r"begun with .*data.hdf5 of hash ba7816bf8f01, and .*moved.hdf5 has 88d4266fd4e6"
     ):
-        write_meta(tmp_path, dataset=dataset)
+        settle_source(tmp_path, dataset)
+    assert settle_source(tmp_path, None) is None
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert len(meta["continued"]) == 2
     assert meta["begun"]["versions"]["torch"] != "9.9"

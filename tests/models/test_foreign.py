@@ -285,3 +285,8 @@ def test_the_command_writes_a_checkpoint_to_start_from(tmp_path, capsys):
         main(["import", str(source), "--out", str(out)])
     assert end.value.code == 2
     assert "holds checkpoints already" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as end:
+        main(["import", str(source), "--out", str(tmp_path / "slip"), "--dataset", "hopper-medum-v2"])
+    assert end.value.code == 2
+    assert "hopper-medium-v2" in capsys.readouterr().err
+    assert not (tmp_path / "slip").exists()

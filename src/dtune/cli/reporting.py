@@ -44,15 +44,13 @@ def collect(arguments: list[str]) -> None:
 
     command = parse(Collect, "collect", arguments)
     check_folder("--out", command.out)
-    from dtune.experiments.reports.collect import unlike_seeds, write_results
+    from dtune.experiments.reports.collect import write_results
 
-    written, left_out = write_results(command.runs, command.out, only=command.only)
+    written, left_out = write_results(command.runs, command.out, only=command.only, say=print)
     for folder in left_out:
         print(
             f"left out: {folder} (a pretraining, not finished, not judged yet, or of no method or dataset of the paper)"
         )
-    for sentence in unlike_seeds(written):
-        print(sentence)
     print(f"{len(written)} {'record' if len(written) == 1 else 'records'} in {command.out}")
 
 
@@ -88,7 +86,7 @@ def report(arguments: list[str]) -> None:
         made = pages.run_page(command.results)
     else:
         groups = _records(command.results, command.only)
-        made = pages.results_page(command.results, groups, command.score, command.methods)
+        made = pages.results_page(command.results, groups, command.score, command.methods, command.only)
     print(page.write(made, command.html))
 
 

@@ -161,30 +161,47 @@ def plain(config: Any) -> Any:
     return config if config is None or isinstance(config, bool | int | str) else str(config)
 
 
-def write_meta(directory: Path, *, dataset: Path | None = None, command: Sequence[str] | None = None) -> str | None:
+def settle_source(directory: Path, source: Path | None) -> str | None:
+    """The SHA-256 of what a run is made from, after making sure that it was begun from the same.
+
+    Args:
+        directory: the run folder.
+        source: the file of the data, or the checkpoint of the policy; wherever it lies.
+
+    Raises:
+        ConfigError: if the run was begun from other data, or from another policy.
+        DataError: if the source cannot be read.
+    """
+    given = None if source is None else sha256(source)
+    begun = _read_meta(directory).get("begun", {})
+    was = begun.get("dataset_sha256")
+    if was and given and was != given:
+        raise ConfigError(
+            f"{directory} was begun with {begun.get('dataset')} of hash {was[:12]}, and {source} has {given[:12]}:"
+            " choose another --out, delete the folder to start again, or go on with the former."
+        )
+    return given
+
+
+def write_meta(
+    directory: Path, *, source: Path | None = None, digest: str | None = None, command: Sequence[str] | None = None
+) -> str | None:
     """Writes `meta.json`: with what, from what and when the run was made; a continued run is added to it.
 
     Args:
         directory: the run folder.
-        dataset: the file or folder that the data were read from; its SHA-256 is recorded.
+        source: the file or folder that the data or the policy were read from.
+        digest: its SHA-256, as `settle_source` gives it.
         command: the command line; `sys.argv` by default.
 
     Returns:
         A sentence for the user if the run was begun with other software, so that the rows to come may differ from
         those of a run never interrupted; otherwise None.
-
-    Raises:
-        ConfigError: if it was begun from other data, or from another policy.
     """
-    path = Path(directory) / "meta.json"
-    now = _describe(dataset, list(sys.argv if command is None else command))
-    try:
-        meta = json.loads(path.read_bytes())
-        begun, continued = meta["begun"], [*meta["continued"], now]
-    except (OSError, ValueError, KeyError, TypeError):
-        begun, continued = now, []
-    _refuse_another_source(directory, begun, now)
-    disk.replace(path, _json({"begun": begun, "continued": continued}))
+    now = _describe(source, digest, list(sys.argv if command is None else command))
+    meta = _read_meta(directory)
+    begun, continued = (meta["begun"], [*meta["continued"], now]) if meta else (now, [])
+    disk.replace(Path(directory) / "meta.json", _json({"begun": begun, "continued": continued}))
     aside = {"date", "command", "dataset", "dataset_sha256"}  # where data lie does not matter
     changed = [line for name, line in differences(begun, now).items() if name.split(".")[0] not in aside]
     if not changed:
@@ -195,13 +212,13 @@ def write_meta(directory: Path, *, dataset: Path | None = None, command: Sequenc
     )
 
 
-def _refuse_another_source(directory: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    was, given = begun.get("dataset_sha256"), now["dataset_sha256"]
-    if was and given and was != given:
-        raise ConfigError(
-            f"{directory} was begun with {begun.get('dataset')} of hash {was[:12]}, and {now['dataset']} has"
-            f" {given[:12]}: choose another --out, delete the folder to start again, or go on with the former."
-        )
+def _read_meta(directory: Path) -> dict[str, Any]:
+    """What `meta.json` says; empty where there is none, or a damaged one."""
+    try:
+        meta = json.loads((Path(directory) / "meta.json").read_bytes())
+        return {"begun": dict(meta["begun"]), "continued": list(meta["continued"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
 
 
 def sha256(path: Path) -> str:
@@ -240,7 +257,7 @@ def git_commit(directory: Path) -> str | None:
         return None
 
 
-def _describe(dataset: Path | None, command: list[str]) -> dict[str, Any]:
+def _describe(source: Path | None, digest: str | None, command: list[str]) -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": command,
@@ -249,8 +266,8 @@ def _describe(dataset: Path | None, command: list[str]) -> dict[str, Any]:
         "commit": git_commit(Path(dtune.__file__).parent),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
-        "dataset": None if dataset is None else str(dataset),
-        "dataset_sha256": None if dataset is None else sha256(dataset),
+        "dataset": None if source is None else str(source),
+        "dataset_sha256": digest,
     }
 
 

@@ -17,7 +17,7 @@ from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError
 from dtune.experiments import together
 from dtune.experiments.evaluation import Evaluation
-from dtune.experiments.folder import locked, plain, settle_config, write_meta
+from dtune.experiments.folder import locked, plain, settle_config, settle_source, write_meta
 from dtune.experiments.loading import find, load_dataset
 from dtune.experiments.loop import Algorithm, Schedule, train
 from dtune.experiments.methods import ALGORITHMS, Method
@@ -250,8 +250,9 @@ def _train(
     begin_mirror = None
     if not parallel.rank():
         begin_mirror = None if mirror is None else prepare(mirror, title, plain(config), directory)
+        digest = settle_source(directory, source)
         settle_config(directory, config, may_change=MAY_CHANGE)  # after all else that can be refused
-        if say := write_meta(directory, dataset=source):
+        if say := write_meta(directory, source=source, digest=digest):
             print(say, flush=True)
     assert isinstance(algorithm.policy, StoredPolicy)
     documents = describe(algorithm.policy, dataset=config.dataset, return_to_go=goal, seed=config.seed)

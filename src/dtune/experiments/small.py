@@ -30,7 +30,7 @@ THREADS = {"grpo": 2}
 def pretraining_iterations(updates: int, random: bool) -> int:
     """Of 50 gradient steps, where the page takes `updates`: few where data are random, with nothing to imitate.
 
-    The hand and the maze have eight times the page's updates of a Hopper, and need more of them here too.
+    The hand and the maze, with eight times a Hopper's on the page, have twice as many here.
     """
     return 8 if random else 40 if updates <= 10_000 else 80
 

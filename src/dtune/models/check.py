@@ -60,6 +60,7 @@ def check_policy(policy: Any, observation_dim: int, *, return_to_go: float = 100
     findings = [members]
     with _evaluating(policy):
         for name, run, needed in checks:
+            policy.context_length = check.length  # whatever the check before left
             findings.append(find(name, run, needed=needed))
             if name == "output" and not findings[-1].passed:
                 break  # nothing further could be said
@@ -158,7 +159,6 @@ class _Check:
             require(
                 same, f"what acting() makes acts otherwise than the policy at context {context}: walks ask it alone"
             )
-        self.policy.context_length = self.length
         return "what acts for it acts as it does"
 
     def deterministic(self) -> str:
@@ -243,7 +243,6 @@ class _Check:
                 " when it was taken: the answer depends on more than its own window",
             )
             worst = max(worst, error)
-        self.policy.context_length = self.length
         return f"ratios are 1 before the first update, at context 1 and {self.length} (within {worst:.1g})"
 
     @torch.no_grad()

@@ -1,6 +1,7 @@
 """From run folders to records: what ran, on what, and its evaluations."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -48,8 +49,7 @@ def make(folder, *, dataset="hopper-random-v2", method="grpo", seed=0, data="/da
 
 def test_evaluations_become_a_record(tmp_path):
     make(tmp_path / "runs/grpo/hopper-random-v2/small/seed3", seed=3)
-    records, left_out = write_results(tmp_path / "runs", tmp_path / "out")
-    (written,) = records.values()
+    (written,), left_out = write_results(tmp_path / "runs", tmp_path / "out")
     assert written.name == "hopper-random-v2_grpo_seed3.csv"
     assert not left_out
     found = read_curve(written)
@@ -126,10 +126,13 @@ def test_runs_not_finished_are_no_records_and_named_in_a_report(tmp_path, settin
 def test_seeds_with_other_settings_are_pointed_out(tmp_path):
     folders = [make(tmp_path / f"grpo/{seed}", seed=seed, threads=seed, iterations=3) for seed in range(2)]
     folders.append(make(tmp_path / "ppo/2", method="ppo", iterations=2))
-    assert list(unlike_seeds(folders)) == []
+    assert list(unlike_seeds(collect(tmp_path)[0])) == []
     other = make(tmp_path / "grpo/2", seed=2, iterations=2)
-    (sentence,) = unlike_seeds([*folders, other])
-    assert sentence == f"{other} has not the settings of {folders[0]}: iterations: 3 -> 2"
+    for tell in (lambda say: write_results(tmp_path, tmp_path / "out", say=say), lambda say: load(tmp_path, say=say)):
+        said = []
+        tell(said.append)
+        assert said == [f"{other} has not the settings of {folders[0]}: iterations: 3 -> 2"]
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
 
 
 def test_two_runs_of_one_name_are_refused_unless_one_scale_is_taken(tmp_path):

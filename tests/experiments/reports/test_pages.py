@@ -106,6 +106,14 @@ def test_runs_of_a_sweep_have_their_settings(tmp_path):
     assert "seed1</summary>" in text
 
 
+def test_one_scale_of_runs_that_lie_side_by_side_has_a_page(tmp_path):
+    for scale in ("small", "paper"):
+        make(tmp_path / f"grpo/hopper-random-v2/{scale}/seed0", seed=0)
+    text = render(results_page(tmp_path, load(tmp_path, only="small"), only="small"))
+    assert "small/seed0</summary>" in text
+    assert "paper/seed0</summary>" not in text
+
+
 def test_runs_without_reference_scores_show_returns(tmp_path):
     run = curve("my-world", scores=[1.0, 2.0])
     columns = {name: values for name, values in run.columns.items() if name != "normalized_score"}

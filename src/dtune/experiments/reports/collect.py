@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -85,35 +85,36 @@ def collect(source: Path, *, only: str | None = None) -> tuple[dict[Path, Curve]
     return found, left_out
 
 
-def unlike_seeds(folders: Iterable[Path]) -> Iterator[str]:
+def unlike_seeds(found: Mapping[Path, Curve]) -> Iterator[str]:
     """A sentence for each run of a method on a dataset whose settings, but for the seed, are not the first one's."""
     first: dict[tuple[str, str], Path] = {}
-    for folder in folders:
-        who = identify(folder)
-        if who is None:
-            continue
-        one, other = (_document(path / "config.json") for path in (first.setdefault(who[:2], folder), folder))
-        lines = [line for name, line in differences(one, other).items() if name not in _OF_EACH_RUN]
+    for folder, curve in found.items():
+        model = first.setdefault((curve.dataset, curve.method), folder)
+        changed = differences(_document(model / "config.json"), _document(folder / "config.json"))
+        lines = [line for name, line in changed.items() if name not in _OF_EACH_RUN]
         if lines:
-            yield f"{folder} has not the settings of {first[who[:2]]}: {'; '.join(lines)}"
+            yield f"{folder} has not the settings of {model}: {'; '.join(lines)}"
 
 
-def write_results(source: Path, out: Path, *, only: str | None = None) -> tuple[dict[Path, Path], list[Path]]:
-    """Collects finished runs into CSVs in `out`: those written, by run folder, and the folders left out.
+def write_results(
+    source: Path, out: Path, *, only: str | None = None, say: Callable[[str], object] = lambda _: None
+) -> tuple[list[Path], list[Path]]:
+    """Collects finished runs into CSVs in `out`: those written, and the folders left out; `say` is told what is odd.
 
     Raises:
         DataError: as `collect`, and if there is no finished finetuning run at all.
     """
     found, left_out = collect(source, only=only)
-    left_out += [folder for folder, curve in found.items() if not curve.finished]
-    written = {folder: write_curve(curve, Path(out)) for folder, curve in found.items() if curve.finished}
-    if not written:
+    whole = {folder: curve for folder, curve in found.items() if curve.finished}
+    if not whole:
         raise DataError(
             f"{source} holds no finetuning run on a dataset of the paper that was judged and is finished"
             f"{f', in a folder {only}' if only else ''}: give a run folder, or one above some, and go on with what was"
             " stopped."
         )
-    return written, sorted(left_out)
+    for sentence in unlike_seeds(whole):
+        say(sentence)
+    return [write_curve(curve, Path(out)) for curve in whole.values()], sorted({*left_out, *found} - {*whole})
 
 
 def finished(folder: Path, rows: list[Row]) -> bool:

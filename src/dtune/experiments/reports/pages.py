@@ -55,9 +55,18 @@ def run_page(folder: Path) -> Page:
 
 
 def results_page(
-    source: Path, groups: Mapping[str, Sequence[Curve]], score: Score = "final", wanted: Sequence[str] | None = None
-) -> Page:
-    """The page of a folder of records or of runs: curves of every dataset, the tables, settings and versions."""
+    source: Path, groups: Mapping[str, Sequence[Curve]], score: Score = "final", wanted: Sequence[str] | None = None,
+    only: str | None = None,
+) -> Page:  # fmt: skip
+    """The page of a folder of records or of runs: curves of every dataset, the tables, settings and versions.
+
+    Args:
+        source: the folder.
+        groups: its records, see `collect.load`.
+        score: the main number.
+        wanted: methods of the columns.
+        only: which run folders were taken, as `collect` has it.
+    """
     panels: dict[str, list[Panel]] = {}
     grids: list[Grid] = []
     for title, (curves, methods) in choose_groups(groups, wanted).items():
@@ -68,7 +77,7 @@ def results_page(
         panels[title] += () if wanted else _figures(curves, order)
         grids += report(curves, methods, title=title, score=score)
     count = sum(map(len, groups.values()))
-    runs = list(collect(source)[0]) if source.is_dir() and any(find_runs(source)) else []
+    runs = list(collect(source, only=only)[0]) if source.is_dir() and any(find_runs(source)) else []
     return Page(
         title=str(source),
         lead=f"{count} runs; normalised scores, mean and ± 1 standard deviation over seeds",

@@ -68,7 +68,8 @@ def collect_facts(source: Path, run: Path, repository: str, license: str) -> Fac
     """
     about = read_about(source)
     config = read_config(run) if _is_file(run / "config.json") else {}
-    meta = _meta(run)
+    history = _history(run)
+    meta = history[0]
     before = _meta_before(meta)
     algorithm = config.get("algorithm", {})
     method = _method(algorithm)
@@ -80,7 +81,7 @@ def collect_facts(source: Path, run: Path, repository: str, license: str) -> Fac
         dataset=about.get("dataset"),
         return_to_go=about.get("return_to_go"),
         data_hash=of_data.get("dataset_sha256"),
-        commands=_commands([before, meta, *_continued(run)]),
+        commands=_commands([before, *history]),
         versions=meta.get("versions", {}),
         rows=read_rows(run / "metrics.csv") if _is_file(run / "metrics.csv") else [],
         episodes=config.get("evaluation_episodes"),
@@ -126,14 +127,15 @@ def _run_folder(source: Path) -> Path:
     return source.parent.parent if source.parent.name == "checkpoints" else source
 
 
-def _meta(run: Path) -> dict[str, Any]:
-    """How a run was begun; empty where that is not known."""
+def _history(run: Path) -> list[dict[str, Any]]:
+    """How a run was begun, empty where that is not known, and each time it was continued."""
     if not _is_file(run / "meta.json"):
-        return {}
+        return [{}]
     try:
-        return dict(json.loads((run / "meta.json").read_bytes())["begun"])
+        meta = json.loads((run / "meta.json").read_bytes())
+        return [dict(meta["begun"]), *(one for one in meta["continued"] if isinstance(one, dict))]
     except (OSError, ValueError, KeyError, TypeError):
-        return {}
+        return [{}]
 
 
 def _meta_before(meta: dict[str, Any]) -> dict[str, Any]:
@@ -149,22 +151,13 @@ def _meta_before(meta: dict[str, Any]) -> dict[str, Any]:
         known = sha256(Path(place)) == meta.get("dataset_sha256")
     except (OSError, DataError):
         return {}
-    return _meta(_run_folder(Path(place))) if known else {}
+    return _history(_run_folder(Path(place)))[0] if known else {}
 
 
 def _method(algorithm: dict[str, Any]) -> Method | None:
     """The method of finetuning whose settings these are; None for those of pretraining."""
     of = (method for kind, method in ALGORITHMS.items() if {field.name for field in fields(kind)} == set(algorithm))
     return next(of, None)
-
-
-def _continued(run: Path) -> list[dict[str, Any]]:
-    """How it was continued, each time; none where that is not known."""
-    try:
-        found = json.loads((run / "meta.json").read_bytes())["continued"] if _is_file(run / "meta.json") else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
 
 
 def _commands(found: Sequence[Mapping[str, Any]]) -> list[list[str]]:
