@@ -122,13 +122,19 @@ class Elsewhere(DecisionTransformer):
         act = super().acting(dtype)
         return lambda window: TanhNormal(act(window).mean + 0.1, act(window).std)
 
+    def next_return_to_go(self, returns_to_go, rewards):
+        self.seen = self.context_length
+        return super().next_return_to_go(returns_to_go, rewards)
+
 
 @pytest.mark.parametrize("context", [1, 3])
 def test_one_that_acts_otherwise_is_found(context):
     shape = DecisionTransformerConfig(
         observation_dim=2, action_dim=2, context_length=context, layers=1, heads=2, width=16
     )
-    assert [found.name for found in check_policy(Elsewhere(shape, seeded()), 2) if not found.passed] == ["acting"]
+    policy = Elsewhere(shape, seeded())
+    assert [found.name for found in check_policy(policy, 2) if not found.passed] == ["acting"]
+    assert policy.seen == context  # a check that breaks off leaves the next one its context
 
 
 def test_what_is_no_policy_at_all_is_said_so():
