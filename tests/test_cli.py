@@ -24,7 +24,7 @@ from dtune import cli
 from dtune.data.hdf5 import write_hdf5
 from dtune.errors import DataError, NumericError, SimulatorError
 from dtune.experiments import presets, run
-from dtune.experiments.folder import locked
+from dtune.experiments.folder import locked, settle_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -252,6 +252,18 @@ def test_without_a_policy_pretraining_comes_first(dtune, asked):
     assert (start, offline) == (folder / "checkpoints" / "last", None)
 
 
+def test_what_is_refused_anyway_is_refused_before_a_pretraining(dtune, asked, monkeypatch):
+    command = ["finetune", "ppo/hopper-medium-v2", "--scale", "small", "--out", "run"]
+    monkeypatch.setitem(sys.modules, "trackio", None)  # not installed
+    refused(dtune(*command, "--mirror", "trackio"), 2, "trackio is not installed")
+    settle_config(Path("run"), presets.finetuning("ppo", "hopper-medium-v2", "small"))
+    said = dtune(*command, "--seed", "5")
+    assert (said.code, "run was begun with other settings:\n  seed: 0 -> 5" in said.err) == (2, True)
+    assert not asked
+    assert dtune(*command).code == 0
+    assert len(asked) == 2
+
+
 def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "runs/pretrain/hopper-random-v2/small/seed0", symlinks=True)
     data = next((pretrained.parent / "data").iterdir())
@@ -289,7 +301,9 @@ def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
         (["finetune", "grpo/ant-medium-v2", "--algorithm.lookahead-length", "-5"], ["lookahead_length", "-5"]),
         (["finetune", "grpo/ant-medium-v2", "--algorithm.gamma", "1.5"], ["gamma", "1.5"]),
         (["finetune", "grpo/ant-medium-v2", "--algorithm.reset-selection", "x"], ["'active', 'uniform'"]),
-        (["finetune", "grpo/ant-medium-v2", "--algorithm.update.clip-range", "0"], ["clip_range", "above 0"]),
+        (["finetune", "grpo/ant-medium-v2", "--algorithm.update.clip-range", "0"], ["clip_range", "in (0, 1)"]),
+        (["finetune", "grpo/ant-medium-v2", "--algorithm.return-to-go", "nan"], ["return_to_go must be a finite"]),
+        (["finetune", "iql/ant-medium-v2", "--architecture", "reinformer"], ["IQL", "leave out --architecture"]),
         (["finetune", "grpo/ant-medium-v2", "--threads", "0"], ["threads must be at least 1"]),
         (["finetune", "grpo/ant-medium-v2", "--iterations", "-1"], ["iterations must be at least 0"]),
         (["finetune", "grpo"], ["'grpo' is not METHOD/DATASET, as grpo/hopper-random-v2"]),

@@ -1,8 +1,33 @@
 """Rules that settings have to keep, said the same way everywhere."""
 
+import math
+from dataclasses import fields
 from typing import Any
 
 from dtune.errors import ConfigError
+
+
+def finite(config: Any) -> None:
+    """Refuses a config of which a field is NaN or infinite.
+
+    Raises:
+        ConfigError: that names the field, the rule and the value.
+    """
+    for name in (field.name for field in fields(config)):
+        value = getattr(config, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name} must be a finite number, got {value}")
+
+
+def not_negative(config: Any, *names: str) -> None:
+    """Refuses a config of which one of the fields `names`, which 0 turns off, is below 0.
+
+    Raises:
+        ConfigError: that names the field, the rule and the value.
+    """
+    for name in names:
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} cannot be negative, got {getattr(config, name)}: 0 turns it off")
 
 
 def at_least(config: Any, least: int, *names: str) -> None:
@@ -12,18 +37,18 @@ def at_least(config: Any, least: int, *names: str) -> None:
         ConfigError: that names the field, the rule and the value.
     """
     for name in names:
-        if not getattr(config, name) >= least:  # said so, NaN is refused as well
+        if getattr(config, name) < least:
             raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
 
 
 def above_zero(config: Any, *names: str) -> None:
-    """Refuses a config of which one of the fields `names` is 0, negative or NaN.
+    """Refuses a config of which one of the fields `names` is 0 or negative.
 
     Raises:
         ConfigError: that names the field, the rule and the value.
     """
     for name in names:
-        if not getattr(config, name) > 0:
+        if getattr(config, name) <= 0:
             raise ConfigError(f"{name} must be above 0, got {getattr(config, name)}: set a positive number")
 
 

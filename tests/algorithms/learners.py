@@ -21,6 +21,7 @@ from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
 from dtune.envs.collect import collect_episodes
 from dtune.experiments.encoding import encode
+from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 GOAL = -3.0
@@ -40,6 +41,13 @@ def reinformer(context_length: int, *, seed: int) -> Reinformer:
     with torch.no_grad():
         policy.log_std.fill_(-0.7)
     return policy
+
+
+def decision_transformer(context_length: int, *, seed: int) -> DecisionTransformer:
+    shape = DecisionTransformerConfig(
+        observation_dim=2, action_dim=2, context_length=context_length, layers=1, heads=2, width=32, return_scale=10.0
+    )
+    return DecisionTransformer(shape, seeded(seed))
 
 
 def grpo(
@@ -68,7 +76,14 @@ def grpo(
     return GRPO(policy(context_length, seed=seed), replace(config, **changes), seeded(seed))
 
 
-def ppo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> PPO:
+def ppo(
+    context_length: int = 1,
+    *,
+    seed: int = 0,
+    update: dict[str, Any] | None = None,
+    policy: Callable[..., Any] = TinyPolicy,
+    **changes: Any,
+) -> PPO:
     config = PPOConfig(
         return_to_go=GOAL,
         context_length=context_length,
@@ -82,7 +97,7 @@ def ppo(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None
             UpdateConfig(ratio="token", optimizer="adamw", learning_rate=3e-3, entropy_coef=1e-3), **(update or {})
         ),
     )
-    return PPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), seeded(seed))
+    return PPO(policy(context_length, seed=seed), replace(config, **changes), seeded(seed))
 
 
 def supervised(
@@ -100,7 +115,14 @@ def supervised(
     return Supervised(policy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
 
 
-def odt(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> ODT:
+def odt(
+    context_length: int = 1,
+    *,
+    seed: int = 0,
+    update: dict[str, Any] | None = None,
+    policy: Callable[..., Any] = TinyPolicy,
+    **changes: Any,
+) -> ODT:
     config = ODTConfig(
         return_to_go=GOAL,
         context_length=context_length,
@@ -108,7 +130,7 @@ def odt(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None
         pretraining_updates=0,
         update=replace(supervised(context_length).config, **(update or {})),
     )
-    return ODT(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+    return ODT(policy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
 
 
 def iql(context_length: int = 1, *, seed: int = 0, **changes: Any) -> IQL:
@@ -124,7 +146,12 @@ CRITIC = CriticConfig(width=32, learning_rate=3e-3, gamma=0.9, polyak=0.02, offl
 
 
 def q_guided(
-    context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any
+    context_length: int = 1,
+    *,
+    seed: int = 0,
+    update: dict[str, Any] | None = None,
+    policy: Callable[..., Any] = TinyPolicy,
+    **changes: Any,
 ) -> QGuidedGRPO:
     config = QGuidedConfig(
         return_to_go=GOAL,
@@ -141,10 +168,17 @@ def q_guided(
             UpdateConfig(ratio="token", optimizer="adamw", learning_rate=3e-3, entropy_coef=1e-3), **(update or {})
         ),
     )
-    return QGuidedGRPO(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+    return QGuidedGRPO(policy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
 
 
-def odt_td3(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | None = None, **changes: Any) -> ODTTD3:
+def odt_td3(
+    context_length: int = 1,
+    *,
+    seed: int = 0,
+    update: dict[str, Any] | None = None,
+    policy: Callable[..., Any] = TinyPolicy,
+    **changes: Any,
+) -> ODTTD3:
     config = ODTTD3Config(
         return_to_go=GOAL,
         context_length=context_length,
@@ -154,7 +188,7 @@ def odt_td3(context_length: int = 1, *, seed: int = 0, update: dict[str, Any] | 
         update=replace(supervised(context_length).config, **(update or {})),
         critic=CRITIC,
     )
-    return ODTTD3(TinyPolicy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
+    return ODTTD3(policy(context_length, seed=seed), replace(config, **changes), walks_home(), seeded(seed))
 
 
 @dataclass(frozen=True)

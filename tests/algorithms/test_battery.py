@@ -1,10 +1,23 @@
 """What every algorithm keeps: a new one is one line in `learners.LEARNERS`."""
 
 import math
+from dataclasses import MISSING, fields
 
 import pytest
 import torch
-from learners import LEARNERS, Witness, mean_return, parameters, same_state
+from learners import (
+    LEARNERS,
+    Witness,
+    decision_transformer,
+    iql,
+    mean_return,
+    odt,
+    odt_td3,
+    parameters,
+    q_guided,
+    same_state,
+    supervised,
+)
 from pointmass import PointMass
 
 from dtune.algorithms.grpo import GRPOConfig
@@ -17,8 +30,11 @@ from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.algorithms.td3 import CriticConfig
 from dtune.algorithms.update import UpdateConfig
-from dtune.errors import ConfigError, DtuneError
+from dtune.errors import ConfigError, DataError, DtuneError, SimulatorError
 from dtune.experiments import checkpoint
+from dtune.experiments.loading import load_dataset
+from dtune.experiments.loop import Schedule
+from dtune.experiments.presets import FinetuneConfig, PretrainConfig
 
 every = pytest.mark.parametrize("name", LEARNERS)
 both_contexts = pytest.mark.parametrize(
@@ -136,6 +152,32 @@ def test_leaves_the_policy_without_dropout(name):
     algorithm = LEARNERS[name]()
     algorithm.iterate(PointMass())
     assert not algorithm.policy.training
+
+
+@pytest.mark.parametrize("make", [supervised, odt, odt_td3, q_guided, iql], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("observed", "acted"), [(3, 2), (2, 1)])
+def test_refuses_data_of_other_sizes(make, observed, acted, monkeypatch):
+    columns = {"observations": torch.zeros(8, observed), "actions": torch.zeros(8, acted), "rewards": torch.ones(8)}
+    ends = {"terminals": torch.arange(8) == 7, "timeouts": torch.zeros(8, dtype=torch.bool)}
+    monkeypatch.setattr("learners.walks_home", lambda: load_dataset({**columns, **ends}))
+    changes = {} if make is iql else {"policy": decision_transformer}
+    with pytest.raises(DataError, match=rf"observations of {observed} and actions of {acted} numbers where 2 and 2"):
+        make(**changes)
+
+
+def test_refuses_a_world_in_which_one_cannot_go_back():
+    world = PointMass()
+    with pytest.raises(SimulatorError, match=r"has no snapshot and restore.*or use PPO-DT or Q-guided GRPO-DT"):
+        LEARNERS["grpo"]().iterate(OneWay(world))
+    assert LEARNERS["ppo"]().iterate(OneWay(world))
+
+
+class OneWay:
+    """A simulator that can only go forwards."""
+
+    def __init__(self, world: PointMass):
+        self.observation_dim, self.action_dim, self.horizon = world.observation_dim, world.action_dim, world.horizon
+        self.reset, self.step, self.keep = world.reset, world.step, world.keep
 
 
 NUMBERS = [
@@ -257,6 +299,7 @@ NUMBERS = [
     (UpdateConfig, "learning_rate", -5e-5),
     (UpdateConfig, "learning_rate", math.nan),
     (UpdateConfig, "clip_range", 0.0),
+    (UpdateConfig, "clip_range", 1.0),
     (UpdateConfig, "clip_range_high", 0.0),
     (UpdateConfig, "clip_range_high", math.nan),
     (UpdateConfig, "grad_norm_clip", 0.0),
@@ -286,6 +329,24 @@ def test_refuses_settings_that_make_no_sense(config, name, value):
     assert str(value) in sentence
     assert len(sentence.split()) >= 6
     assert isinstance(refusal.value, DtuneError)
+
+
+CONFIGS = sorted({config for config, _, _ in NUMBERS}, key=lambda config: config.__name__)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("config", [*CONFIGS, Schedule, FinetuneConfig, PretrainConfig])
+def test_no_setting_may_be_nan_or_infinite(config, value):
+    given = {field.name: value for field in fields(config) if "float" in str(field.type)}
+    assert given or config is PretrainedConfig
+    for name in given:
+        sensible = object.__new__(config)
+        for field in fields(config):
+            default = field.default if field.default is not MISSING else 1
+            object.__setattr__(sensible, field.name, default if field.default_factory is MISSING else None)
+        object.__setattr__(sensible, name, value)
+        with pytest.raises(ConfigError, match=rf"{name} must be a finite number, got {value}"):
+            sensible.__post_init__()
 
 
 @pytest.mark.parametrize("config", [GRPOConfig, QGuidedConfig])

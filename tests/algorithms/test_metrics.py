@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dtune.algorithms.metrics import Metrics
+from dtune.algorithms.metrics import Metrics, too_many_faults
 from dtune.data.steps import Steps, empty_steps
 from dtune.envs.rollout import Episodes
 from dtune.errors import NumericError
@@ -111,7 +111,7 @@ def test_more_stop_the_run(bad_episodes, bad_members):
     metrics = Metrics()
     metrics.count_episodes(episodes(*[1] * (40 - bad_episodes)), episodes(*[1] * bad_episodes))
     metrics.count_groups(steps(*[1] * 60), steps(*[0] * 60), bad_members)
-    with pytest.raises(NumericError, match=r"2 of 100 walks .* in 100 steps, of which 1% may: check the environment"):
+    with pytest.raises(NumericError, match=r"2 of 100 walks .* in 100 steps .1% of the steps and 90% of .* check"):
         metrics.end()
     metrics.begin()  # of another iteration
     metrics.refuse_faults()
@@ -121,6 +121,11 @@ def test_long_walks_may_break_more_often_than_short_ones():
     metrics = Metrics()
     metrics.count_episodes(episodes(*[10] * 19), episodes(10, 10))  # 2 of 210 steps
     assert metrics.end()["rollout/faulty"] == 2
+
+
+@pytest.mark.parametrize(("broken", "stops"), [(18, False), (19, True)])
+def test_of_long_walks_nine_in_ten_may_break(broken, stops):
+    assert too_many_faults(broken, 20, 20 * 400) == stops
 
 
 def test_without_a_sound_walk_long_ones_are_too_many():

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -290,3 +291,24 @@ def test_the_command_writes_a_checkpoint_to_start_from(tmp_path, capsys):
     assert end.value.code == 2
     assert "hopper-medium-v2" in capsys.readouterr().err
     assert not (tmp_path / "slip").exists()
+    with pytest.raises(SystemExit) as end:
+        main(["import", str(tmp_path / "nothing.pt"), "--out", str(tmp_path / "slip")])
+    assert end.value.code == 3
+    assert "nothing.pt is not there" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("dataset", "rule"), [("pen-human-v1", "adroit"), ("antmaze-umaze-v2", "antmaze"), (None, None)]
+)
+def test_data_are_cut_by_the_rule_of_their_dataset(dataset, rule, tmp_path, monkeypatch):
+    source, asked = save_online_dt(tmp_path / "model.pt", weights("transformer", stochastic=False)), []
+
+    def load(path, *, splitting):
+        asked.append((path, splitting))
+        raise DataError("seen enough")
+
+    monkeypatch.setattr("dtune.experiments.loading.load_dataset", load)
+    named = [] if dataset is None else ["--dataset", dataset]
+    with pytest.raises(SystemExit):
+        main(["import", str(source), "--out", str(tmp_path / "o"), "--data", "d.hdf5", "--std", "0.3", *named])
+    assert asked == [(Path("d.hdf5"), rule)]

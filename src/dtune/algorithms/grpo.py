@@ -21,12 +21,12 @@ from dtune.algorithms.members import optimise, own_members, remember
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import Selection, draw_points
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
-from dtune.checks import at_least, comparable_group, one_of
+from dtune.checks import at_least, comparable_group, finite, not_negative, one_of
 from dtune.data.buffers import Fifo, SharedFifo
 from dtune.data.steps import Steps, concatenate
 from dtune.envs.collect import collect_episodes
 from dtune.envs.rollout import Episodes, ResetPoints, Rollout
-from dtune.envs.simulator import Restorable
+from dtune.envs.simulator import Restorable, Simulator, restorable
 from dtune.errors import ConfigError
 from dtune.functional.advantages import (
     AdvantageScale,
@@ -105,15 +105,15 @@ class GRPOConfig:
     """How the policy is moved."""
 
     def __post_init__(self) -> None:
+        finite(self)
         comparable_group(self)
         if self.lookahead_length < 0:
             raise ConfigError(f"lookahead_length counts steps and cannot be negative, got {self.lookahead_length}")
-        if not self.return_margin >= 0:
+        if self.return_margin < 0:
             raise ConfigError(f"return_margin is a distance and cannot be negative, got {self.return_margin}")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"gamma is a discount in (0, 1], got {self.gamma}")
-        if not 0 <= self.lookahead_noise < float("inf"):
-            raise ConfigError(f"lookahead_noise is a finite scale of 0 or more, got {self.lookahead_noise}")
+        not_negative(self, "lookahead_noise")
         one_of(
             self,
             reset_selection=get_args(Selection),
@@ -145,8 +145,13 @@ class GRPO:
         self.iteration = 0
         self.metrics = Metrics()
 
-    def iterate(self, simulator: Restorable) -> dict[str, float]:
-        """One iteration of Algorithm 1; comments name its lines."""
+    def iterate(self, simulator: Simulator) -> dict[str, float]:
+        """One iteration of Algorithm 1; comments name its lines.
+
+        Raises:
+            SimulatorError: if one cannot go back in `simulator`.
+        """
+        simulator = restorable(simulator)
         self.metrics.begin()
         if self.iteration % self.config.collection_interval == 0:
             self.replay.extend(self._collect(simulator).rows())  # 2

@@ -21,7 +21,7 @@ from torch import Tensor
 from dtune.algorithms.collect import joined
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.supervised import training
-from dtune.checks import at_least, one_of
+from dtune.checks import at_least, finite, one_of
 from dtune.data.datasets import Dataset, check_fits
 from dtune.data.experience import TransitionReplay, return_unit
 from dtune.data.steps import concatenate, empty_steps
@@ -77,6 +77,7 @@ class IQLConfig:
     """Environment steps an iteration, at least: it ends with the episode that reaches them."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "batch_size", "width", "replay_capacity", "updates_per_offline_iteration", "episodes_at_once")
         at_least(self, 1, "min_steps")
         at_least(self, 0, "pretraining_updates", "updates_per_step")
@@ -90,8 +91,6 @@ class IQLConfig:
                 "learning_rate must be above 0 and inverse_temperature at least 0, got"
                 f" {self.learning_rate} and {self.inverse_temperature}"
             )
-        if not abs(self.reward_shift) < float("inf"):
-            raise ConfigError(f"reward_shift must be a finite number, got {self.reward_shift}: 0 turns it off")
         one_of(self, reward_scaling=get_args(RewardScaling))
 
 

@@ -13,6 +13,8 @@ from dtune.errors import FaultsError
 
 FAULT_LIMIT = 0.01
 """Largest share of an iteration's steps that may break the walk they belong to."""
+FAULTY_WALKS_LIMIT = 0.9
+"""Largest share of its walks that may break, at whatever rate."""
 
 _COUNTS = ("trajectories", "subtrajectories", "lookahead")
 
@@ -21,14 +23,14 @@ def too_many_faults(faulty: int, walks: int, steps: int) -> bool:
     """Whether a simulator has broken down, or whoever acts in it.
 
     A fault ends its walk, so there are as many steps that broke as walks: their share of all steps does not depend on
-    how long walks are. Where no walk is sound, nothing is left to learn from.
+    how long walks are. Where hardly a walk is sound, nothing is left to learn from.
 
     Args:
         faulty: walks that a fault ended.
         walks: all that were walked.
         steps: taken on them together.
     """
-    return faulty > FAULT_LIMIT * steps or faulty == walks > 0
+    return faulty > FAULT_LIMIT * steps or faulty > FAULTY_WALKS_LIMIT * walks
 
 
 class Metrics:
@@ -75,13 +77,13 @@ class Metrics:
         """Stops a run whose simulator has broken down.
 
         Raises:
-            FaultsError: if more than `FAULT_LIMIT` of this iteration's steps broke, or all of its walks.
+            FaultsError: see `too_many_faults`.
         """
         if too_many_faults(self.faulty, self.walks, self.steps):
             raise FaultsError(
                 f"{self.faulty} of {self.walks} walks of this iteration met NaN or a simulator warning, in"
-                f" {self.steps:,} steps, of which {FAULT_LIMIT:.0%} may: check the environment, or lower the learning"
-                " rate; the last checkpoint is intact"
+                f" {self.steps:,} steps ({FAULT_LIMIT:.0%} of the steps and {FAULTY_WALKS_LIMIT:.0%} of the walks may):"
+                " check the environment, or lower the learning rate; the last checkpoint is intact"
             )
 
     def end(self) -> dict[str, float]:

@@ -16,11 +16,11 @@ import torch
 from dtune.algorithms.collect import collect_dataset
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate, online_imitation
-from dtune.checks import at_least
+from dtune.checks import at_least, finite
 from dtune.data.datasets import Dataset, drop_lowest_return
 from dtune.data.trajectories import TrajectoryReplay
 from dtune.envs.simulator import Simulator
-from dtune.models.policy import TrainablePolicy
+from dtune.models.policy import TrainablePolicy, check_learns_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class ODTConfig:
     """How windows are drawn and the policy is fitted to them."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "context_length", "episodes_per_iteration", "replay_capacity")
         at_least(self, 0, "min_steps", "pretraining_updates")
 
@@ -64,6 +65,7 @@ class ODT:
         dataset: Dataset,
         generator: torch.Generator | None = None,
     ):
+        check_learns_from(policy, dataset)
         self.policy, self.config = policy.eval(), config
         policy.context_length = config.context_length
         self.generator = generator or torch.Generator().manual_seed(0)

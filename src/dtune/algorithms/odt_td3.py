@@ -24,13 +24,12 @@ from dtune.algorithms.collect import collect_dataset
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate, online_imitation, training
 from dtune.algorithms.td3 import CriticConfig, TD3Critic
-from dtune.checks import at_least
+from dtune.checks import at_least, finite, not_negative
 from dtune.data.datasets import Dataset, drop_lowest_return
 from dtune.data.steps import Steps
 from dtune.data.trajectories import TrajectoryReplay
 from dtune.data.transitions import Transitions, sample_transitions
 from dtune.envs.simulator import Simulator
-from dtune.errors import ConfigError
 from dtune.functional.objectives import masked_mean
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import TrainablePolicy
@@ -72,11 +71,10 @@ class ODTTD3Config:
     """How the critics are learned, on batches of `update.batch_size` windows."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "context_length", "episodes_per_iteration", "replay_capacity")
         at_least(self, 0, "min_steps", "pretraining_updates")
-        for name in ("exploration_noise", "rl_coef", "supervised_coef"):
-            if not 0 <= getattr(self, name) < float("inf"):  # said so, NaN is refused as well
-                raise ConfigError(f"{name} cannot be negative or infinite, got {getattr(self, name)}: 0 turns it off")
+        not_negative(self, "exploration_noise", "rl_coef", "supervised_coef")
 
 
 class ODTTD3:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dtune import parallel
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.update import ClippedUpdate, Part, UpdateConfig
-from dtune.checks import above_zero, at_least
+from dtune.checks import above_zero, at_least, finite
 from dtune.data.buffers import Fifo
 from dtune.data.steps import Steps
 from dtune.envs.collect import collect_episodes
@@ -65,6 +65,7 @@ class PPOConfig:
     the window's advantage is the mean over its actions."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "context_length", "episodes_per_iteration", "replay_capacity", "updates_per_iteration")
         if self.window_length is not None and self.window_length < 1:
             raise ConfigError(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from dtune.algorithms.metrics import Metrics
-from dtune.checks import at_least
+from dtune.checks import at_least, finite
 from dtune.envs.simulator import Simulator
 from dtune.models.policy import TrainablePolicy
 
@@ -22,6 +22,7 @@ class PretrainedConfig:
     """Steps of history the policy reads when it acts."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "context_length")
 
 

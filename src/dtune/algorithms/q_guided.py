@@ -20,7 +20,7 @@ from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import draw_points
 from dtune.algorithms.td3 import CriticConfig, TD3Critic
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
-from dtune.checks import at_least, comparable_group, one_of
+from dtune.checks import at_least, comparable_group, finite, one_of
 from dtune.data.buffers import Fifo, SharedFifo
 from dtune.data.datasets import Dataset, drop_lowest_return, recorded
 from dtune.data.steps import Steps
@@ -89,12 +89,13 @@ class QGuidedConfig:
     """How the policy is moved. A sub-trajectory is one action: all kinds of ratio are the same."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(
             self, 1, "context_length", "episodes_per_iteration", "replay_capacity", "state_trajectories", "states",
             "action_capacity", "batch_size", "passes", "critic_updates", "critic_batch_size", "critic_replay_capacity",
         )  # fmt: skip
         comparable_group(self)
-        if self.return_margin is not None and not self.return_margin >= 0:
+        if self.return_margin is not None and self.return_margin < 0:
             raise ConfigError(f"return_margin is a distance and cannot be negative, got {self.return_margin}")
         one_of(
             self,

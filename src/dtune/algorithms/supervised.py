@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dtune.algorithms.dual import EntropyDual
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.update import OptimizerName, make_optimizer
-from dtune.checks import above_zero, at_least, one_of
+from dtune.checks import above_zero, at_least, finite, not_negative, one_of
 from dtune.data.datasets import Dataset
 from dtune.data.steps import Steps
 from dtune.envs.simulator import Simulator
@@ -25,7 +25,7 @@ from dtune.errors import ConfigError, NumericError
 from dtune.functional.bellman import expectile_loss
 from dtune.functional.objectives import masked_mean
 from dtune.models.device import device_of
-from dtune.models.policy import ReturnPredictor, TrainablePolicy
+from dtune.models.policy import ReturnPredictor, TrainablePolicy, check_learns_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +62,10 @@ class SupervisedConfig:
     """Which expectile of the returns achieved a policy that predicts its return-to-go learns: near 1, the best."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "context_length", "batch_size", "updates_per_iteration")
         above_zero(self, "learning_rate", "grad_norm_clip", "entropy_coef")
-        for name in ("warmup_updates", "weight_decay", "entropy_coef_learning_rate"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
+        not_negative(self, "warmup_updates", "weight_decay", "entropy_coef_learning_rate")
         if not 0 < self.action_limit <= 1:
             raise ConfigError(f"action_limit is the largest action imitated, in (0, 1], got {self.action_limit}")
         if not 0 < self.return_expectile < 1:
@@ -205,6 +204,7 @@ class Supervised:
         dataset: Dataset,
         generator: torch.Generator | None = None,
     ):
+        check_learns_from(policy, dataset)
         self.policy, self.config, self.dataset = policy.eval(), config, dataset
         policy.context_length = config.context_length
         self.generator = generator or torch.Generator().manual_seed(0)

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dtune.checks import above_zero
-from dtune.data.datasets import Dataset, check_fits
+from dtune.checks import above_zero, finite, not_negative
+from dtune.data.datasets import Dataset
 from dtune.data.transitions import Transitions, sample_transitions
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.bellman import smoothed_actions, soft_update, td_target, twin_loss
 from dtune.functional.objectives import masked_mean
 from dtune.models.critics import TwinCritic, initialise_linear
 from dtune.models.device import device_of
-from dtune.models.policy import TrainablePolicy
+from dtune.models.policy import TrainablePolicy, check_learns_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,11 @@ class CriticConfig:
     """Critic steps on the offline data before the first iteration."""
 
     def __post_init__(self) -> None:
+        finite(self)
         above_zero(self, "width", "learning_rate", "polyak", "policy_interval", "reward_scale")
-        for name in ("weight_decay", "smoothing_std", "smoothing_limit", "offline_updates"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
+        not_negative(self, "weight_decay", "smoothing_std", "smoothing_limit", "offline_updates")
         if not (0 <= self.gamma <= 1 and self.polyak <= 1):
             raise ConfigError(f"gamma and polyak are shares in [0, 1], got {self.gamma} and {self.polyak}")
-        if not abs(self.reward_shift) < float("inf"):
-            raise ConfigError(f"reward_shift must be a finite number, got {self.reward_shift}: 0 turns it off")
 
 
 class TD3Critic:
@@ -72,8 +69,8 @@ class TD3Critic:
     """
 
     def __init__(self, policy: TrainablePolicy, config: CriticConfig, dataset: Dataset, generator: torch.Generator):
+        check_learns_from(policy, dataset)
         observation_dim = dataset.observations.shape[1]
-        check_fits(dataset, observation_dim, policy.action_dim)
         self.config = config
         self.network = TwinCritic(observation_dim, policy.action_dim, width=config.width, layer_norm=config.layer_norm)
         initialise_linear(self.network, generator)

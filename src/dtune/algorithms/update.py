@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dtune import parallel
 from dtune.algorithms.dual import EntropyDual
-from dtune.checks import above_zero, at_least, one_of
+from dtune.checks import above_zero, at_least, finite, not_negative, one_of
 from dtune.data.steps import Steps, portions
 from dtune.errors import ConfigError, NumericError
 from dtune.functional.objectives import (
@@ -73,14 +73,17 @@ class UpdateConfig:
     """Lower bound on the mean policy entropy, ρ, in nats summed over action dimensions. None: -dim(A)."""
 
     def __post_init__(self) -> None:
-        above_zero(self, "learning_rate", "clip_range", "grad_norm_clip", "entropy_coef")
-        if self.clip_range_high is not None and not self.clip_range_high > 0:
+        finite(self)
+        above_zero(self, "learning_rate", "grad_norm_clip", "entropy_coef")
+        if not 0 < self.clip_range < 1:
+            raise ConfigError(f"clip_range is a distance from 1, in (0, 1), got {self.clip_range}")
+        if self.clip_range_high is not None and self.clip_range_high <= 0:
             raise ConfigError(
                 f"clip_range_high must be above 0, got {self.clip_range_high}: leave it out to use clip_range"
             )
-        for name in ("decay_updates", "final_learning_rate", "weight_decay", "kl_coef", "entropy_coef_learning_rate"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} cannot be negative, got {getattr(self, name)}: 0 turns it off")
+        not_negative(
+            self, "decay_updates", "final_learning_rate", "weight_decay", "kl_coef", "entropy_coef_learning_rate"
+        )
         one_of(self, optimizer=get_args(OptimizerName), ratio=get_args(Ratio))
         at_least(self, 1, "reference_sync_interval")
 

@@ -41,9 +41,10 @@ def import_policy(arguments: list[str]) -> None:
 
     command = parse(Import, "import", arguments)
     from dtune.data.datasets import check_fits
-    from dtune.data.hdf5 import read_hdf5
+    from dtune.envs.sources import source
     from dtune.envs.tasks import task_info
     from dtune.experiments import checkpoint
+    from dtune.experiments.loading import load_dataset
     from dtune.experiments.policies import describe
     from dtune.models.foreign import Foreign, read_foreign
 
@@ -60,7 +61,8 @@ def import_policy(arguments: list[str]) -> None:
     policy, notes = read_foreign(command.path, known)
     shape = policy.config
     if command.data is not None:
-        dataset = read_hdf5(command.data)
+        splitting = source(command.dataset).splitting if command.dataset else None
+        dataset = load_dataset(command.data, splitting=splitting)
         check_fits(dataset, shape.observation_dim, shape.action_dim)
         policy.set_statistics(*dataset.observation_statistics())
         notes = notes[1:]

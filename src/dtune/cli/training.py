@@ -3,12 +3,15 @@
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from dtune.cli.options import Fields, named, parse, read_architecture, read_scale
 from dtune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dtune.experiments.presets import PretrainConfig
 
 
 def pretrain(arguments: list[str]) -> None:
@@ -82,20 +85,29 @@ def finetune(arguments: list[str]) -> None:
     start, learner = command.policy, ALGORITHMS[type(command.run.algorithm)]
     if start is not None and command.data is not None and not learner.offline:
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
+    if network == "reinformer" and learner.policy is not None:
+        raise ConfigError(f"{learner.name} begins with a policy of its own, not a Reinformer: leave out --architecture")
     config = presets.pretraining(dataset, chosen, 0, network)
     config = replace(config, threads=command.run.threads, device=command.run.device)
     choose_device(command.run.device)  # before the pretraining, which is none of its causes
+    folder = command.out or Path("runs") / method / dataset / _place(chosen, network) / f"seed{command.run.seed}"
+    run.refuse_early(command.run, folder, command.mirror)
     data = (command.data or run.data_file(config)) if learner.offline else None
     if start is None and learner.policy is None:
-        before = _pretrained(dataset, _place(chosen, network), 0)
-        try:
-            run.pretrain_preset(config, before, command.data, wait=True)
-        except ConfigError as error:
-            hint = "(This is the pretraining; --policy PATH begins with a policy that is there.)"
-            raise ConfigError(f"{error}\n{hint}") from error
-        start = before / "checkpoints" / "last"
-    folder = command.out or Path("runs") / method / dataset / _place(chosen, network) / f"seed{command.run.seed}"
+        start = _pretrain_first(config, _pretrained(dataset, _place(chosen, network), 0), command.data)
     _finish(folder, run.finetune_preset(command.run, folder, start, data, mirror=command.mirror))
+
+
+def _pretrain_first(config: "PretrainConfig", folder: Path, data: Path | None) -> Path:
+    """The policy that a finetuning begins with where none is given."""
+    from dtune.experiments.run import pretrain_preset
+
+    try:
+        pretrain_preset(config, folder, data, wait=True)
+    except ConfigError as error:
+        hint = "(This is the pretraining; --policy PATH begins with a policy that is there.)"
+        raise ConfigError(f"{error}\n{hint}") from error
+    return folder / "checkpoints" / "last"
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -91,15 +91,14 @@ class Copy:
     def step(self, action: Float32[np.ndarray, "action"]) -> tuple[Float64[np.ndarray, "obs"], float, bool, bool, bool]:
         """One step with an action in [-1, 1]: observation, reward, terminated, truncated, faulty."""
         sound = bool(np.isfinite(action).all())
-        warnings = 0
         chosen = self._scaled(action if sound else np.zeros_like(action))
         if self.physics is not None:
-            warnings = self.physics.warnings()
+            self.physics.forget_warnings()
             self._before, self._action, self._moved = self.physics.save(), chosen.copy(), True
         observation, reward, terminated, truncated, _ = self.env.step(chosen)
         seen, earned = self._flat(observation), float(reward)
         if self.physics is not None:
-            sound = sound and self.physics.warnings() == warnings
+            sound = sound and not self.physics.warned()
         if not (sound and np.isfinite(seen).all() and np.isfinite(earned)):
             return np.zeros_like(seen), 0.0, True, False, True
         return seen, earned, bool(terminated), bool(truncated) and not terminated, False

@@ -62,9 +62,13 @@ class Physics:
             _set(self.model, name, values[start:stop].reshape(np.shape(old)))
             start = stop
 
-    def warnings(self) -> int:
-        """Faults so far: MuJoCo resets silently when it meets a NaN, and only these counters tell."""
-        return int(np.sum(self.data.warning.number))
+    def forget_warnings(self) -> None:
+        """Sets the counters to 0: a silent reset leaves 1, however many there were before."""
+        self.data.warning.number[:] = 0
+
+    def warned(self) -> bool:
+        """Whether it met a fault since then: MuJoCo resets silently at a NaN, and only these counters tell."""
+        return bool(np.any(self.data.warning.number))
 
     def named(self) -> dict[str, str]:
         """Every part of the state and every field of the model, as text, under a name to tell a user."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from dtune.data.steps import Steps, concatenate, empty_steps
 from dtune.envs.drive import Walk, alone, alternate, side_by_side
 from dtune.envs.episodes import Episodes, ResetPoints
-from dtune.envs.simulator import Divisible, Outcome, Restorable, Simulator
+from dtune.envs.simulator import Divisible, Outcome, Restorable, Simulator, restorable
 from dtune.functional.sampling import independent_noise
 from dtune.models.device import is_large, lives_elsewhere
 from dtune.models.distributions import TanhNormal
@@ -122,6 +122,8 @@ class Rollout:
         Returns:
             The steps taken, `[batch, steps, ...]`, zeros and masked after a walk's end.
         """
+        if snapshots:
+            restorable(self.simulator)
         shape = (self.count, steps, self.policy.action_dim)
         noise = None if generator is None else draw(shape, generator)
         living, before, actor = self.alive, self._history, actor_of(self.policy, dtype)

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
+from dtune.errors import SimulatorError
+
 
 class Outcome(NamedTuple):
     """What one step brought, one row an environment. No later step writes to these tensors."""
@@ -86,6 +88,20 @@ class Restorable(Simulator, Protocol):
             The observations at the snapshots, in environment units.
         """
         ...
+
+
+def restorable(simulator: Simulator) -> Restorable:
+    """`simulator`, in which one can go back.
+
+    Raises:
+        SimulatorError: if one cannot.
+    """
+    if not isinstance(simulator, Restorable):
+        raise SimulatorError(
+            f"{type(simulator).__name__} has no snapshot and restore, so one cannot go back in it: add them,"
+            " or use PPO-DT or Q-guided GRPO-DT, which do not need it."
+        )
+    return simulator
 
 
 @runtime_checkable

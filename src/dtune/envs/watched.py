@@ -9,8 +9,7 @@ import torch
 from jaxtyping import Float32, Float64, Int64
 from torch import Tensor
 
-from dtune.envs.simulator import Divisible, Outcome, Restorable, Simulator
-from dtune.errors import SimulatorError
+from dtune.envs.simulator import Divisible, Outcome, Simulator, restorable
 
 KEPT = 16
 """Walks kept at most."""
@@ -85,12 +84,12 @@ class Watched:
 
     def snapshot(self) -> Float64[np.ndarray, "envs width"]:
         """Everything needed to go on from here; see `Restorable.snapshot`."""
-        return self._restorable().snapshot()
+        return restorable(self._simulator).snapshot()
 
     def restore(self, snapshots: Float64[np.ndarray, "envs width"]) -> Float64[Tensor, "envs obs"]:
         """Goes on from `snapshots`; see `Restorable.restore`."""
         self._begin(_Start(count=len(snapshots), snapshots=snapshots.copy()))
-        return self._restorable().restore(snapshots)
+        return restorable(self._simulator).restore(snapshots)
 
     @property
     def threads(self) -> int:
@@ -152,16 +151,8 @@ class Watched:
     def _snapshots(self, start: _Start) -> Float64[np.ndarray, "envs snapshot"]:
         if start.snapshots is not None:
             return start.snapshots
-        simulator, generator = self._restorable(), torch.Generator()
+        simulator, generator = restorable(self._simulator), torch.Generator()
         assert start.generator is not None
         generator.set_state(start.generator)
         simulator.reset(start.count, generator)
         return simulator.snapshot()
-
-    def _restorable(self) -> Restorable:
-        if not isinstance(self._simulator, Restorable):
-            raise SimulatorError(
-                f"{type(self._simulator).__name__} has no snapshot and restore, so one cannot go back in it: add them,"
-                " or use PPO-DT or Q-guided GRPO-DT, which do not need it."
-            )
-        return self._simulator

@@ -83,24 +83,31 @@ def settle_config(directory: Path, config: Any, *, may_change: Collection[str] =
         may_change: dotted names of fields that a continued run may set anew, such as how long it is to last.
 
     Raises:
+        ConfigError: as `check_config`.
+    """
+    if check_config(directory, config, may_change=may_change):
+        Path(directory).mkdir(parents=True, exist_ok=True)
+        disk.replace(Path(directory) / "config.json", _json(plain(config)))
+
+
+def check_config(directory: Path, config: Any, *, may_change: Collection[str] = ()) -> bool:
+    """Whether `config.json` is to be written anew; see `settle_config`.
+
+    Raises:
         ConfigError: if the folder was begun with other settings, listing them.
     """
-    path = Path(directory) / "config.json"
-    new = plain(config)
-    if path.exists():
-        old = read_config(directory)
-        same = set(_at_default(config)) - set(_flat(old))  # settings that there were none of then
-        changed = {name: line for name, line in differences(old, new).items() if name not in same}
-        refused = [line for name, line in changed.items() if name not in may_change]
-        if refused:
-            raise ConfigError(
-                f"{directory} was begun with other settings:\n  " + "\n  ".join(refused) + "\n"
-                "Choose another --out, delete the folder to start again, or go back to its settings."
-            )
-        if not changed:
-            return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    disk.replace(path, _json(new))
+    if not (Path(directory) / "config.json").exists():
+        return True
+    old = read_config(directory)
+    same = set(_at_default(config)) - set(_flat(old))  # settings that there were none of then
+    changed = {name: line for name, line in differences(old, plain(config)).items() if name not in same}
+    refused = [line for name, line in changed.items() if name not in may_change]
+    if refused:
+        raise ConfigError(
+            f"{directory} was begun with other settings:\n  " + "\n  ".join(refused) + "\n"
+            "Choose another --out, delete the folder to start again, or go back to its settings."
+        )
+    return bool(changed)
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from dtune import parallel
-from dtune.checks import above_zero
+from dtune.checks import above_zero, finite
 from dtune.envs.simulator import Simulator
 from dtune.envs.watched import Watched
 from dtune.errors import ConfigError, FaultsError, NumericError
@@ -70,6 +70,7 @@ class Schedule:
     """Whether the policy of the start, which is judged too, may be the best; one that has learned nothing may not."""
 
     def __post_init__(self) -> None:
+        finite(self)
         above_zero(self, *(name for name in ("evaluate_seconds", "time_limit") if getattr(self, name) is not None))
         for name, least in (("iterations", 0), ("evaluate_every", 1), ("checkpoint_every", 1)):
             if getattr(self, name) < least:

@@ -18,7 +18,7 @@ from dtune.algorithms.ppo import PPOConfig
 from dtune.algorithms.pretrained import PretrainedConfig
 from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
-from dtune.checks import above_zero
+from dtune.checks import above_zero, finite
 from dtune.envs.sources import source
 from dtune.envs.tasks import DATASETS
 from dtune.errors import ConfigError, meant
@@ -69,6 +69,7 @@ class PretrainConfig:
     can to bfloat16. What it gains was not measured; walks and updates round alike, so ratios stay near 1."""
 
     def __post_init__(self) -> None:
+        finite(self)
         _check_counts(self, "random_episodes", "evaluation_episodes", "threads", "network_threads")
 
 
@@ -112,6 +113,7 @@ class FinetuneConfig:
     can to bfloat16. What it gains was not measured; walks and updates round alike, so ratios stay near 1."""
 
     def __post_init__(self) -> None:
+        finite(self)
         names = ("evaluate_every", "evaluation_episodes", "checkpoint_every", "threads", "network_threads")
         _check_counts(self, *names)
         above_zero(self, *(name for name in ("evaluate_seconds", "time_limit") if getattr(self, name) is not None))

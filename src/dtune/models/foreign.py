@@ -81,6 +81,8 @@ def read_foreign(path: str | Path, known: Foreign | None = None) -> tuple[Decisi
         ConfigError: if something it does not say has to be given.
     """
     path, known = Path(path), known or Foreign()
+    if not path.exists():
+        raise DataError(f"{path} is not there: give a model.pt, or a folder that `save_pretrained` wrote")
     if path.is_dir():
         settings, weights = _read_folder(path)
         encoder = "encoder"

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dtune.data.datasets import Dataset, check_fits
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.distributions import TanhNormal
@@ -86,6 +87,12 @@ def check_observes(policy: Policy, count: int) -> None:
             f"the policy observes {policy.observation_dim} numbers and this world has {count}: give a policy made for"
             " it, or the world that the policy was made for"
         )
+
+
+def check_learns_from(policy: Policy, dataset: Dataset) -> None:
+    """Raises `DataError` where a dataset has not the sizes of a policy that is to learn from it."""
+    observed = policy.observation_dim if isinstance(policy, SizedPolicy) else dataset.observations.shape[1]
+    check_fits(dataset, observed, policy.action_dim)
 
 
 Actor = Callable[[Steps], TanhNormal]
