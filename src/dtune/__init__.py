@@ -7,7 +7,9 @@ if TYPE_CHECKING:
     from dtune.algorithms.grpo import GRPO, GRPOConfig
     from dtune.algorithms.iql import IQL, IQLConfig
     from dtune.algorithms.odt import ODT, ODTConfig
+    from dtune.algorithms.odt_td3 import ODTTD3, ODTTD3Config
     from dtune.algorithms.ppo import PPO, PPOConfig
+    from dtune.algorithms.q_guided import QGuidedConfig, QGuidedGRPO
     from dtune.algorithms.supervised import Supervised, SupervisedConfig
     from dtune.algorithms.update import UpdateConfig
     from dtune.data.hdf5 import read_hdf5
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from dtune.envs.gymnasium import GymnasiumSimulator
     from dtune.envs.tasks import make_simulator, normalized_score
     from dtune.experiments.loading import load_dataset
-    from dtune.experiments.policies import load_policy
+    from dtune.experiments.policies import load_policy, load_weights
     from dtune.experiments.run import evaluate, finetune
     from dtune.models.check import check_policy
     from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
@@ -32,8 +34,12 @@ _HOMES = {
     "IQLConfig": "dtune.algorithms.iql",
     "ODT": "dtune.algorithms.odt",
     "ODTConfig": "dtune.algorithms.odt",
+    "ODTTD3": "dtune.algorithms.odt_td3",
+    "ODTTD3Config": "dtune.algorithms.odt_td3",
     "PPO": "dtune.algorithms.ppo",
     "PPOConfig": "dtune.algorithms.ppo",
+    "QGuidedConfig": "dtune.algorithms.q_guided",
+    "QGuidedGRPO": "dtune.algorithms.q_guided",
     "Reinformer": "dtune.models.reinformer",
     "ReinformerConfig": "dtune.models.reinformer",
     "Supervised": "dtune.algorithms.supervised",
@@ -46,6 +52,7 @@ _HOMES = {
     "finetune": "dtune.experiments.run",
     "load_dataset": "dtune.experiments.loading",
     "load_policy": "dtune.experiments.policies",
+    "load_weights": "dtune.experiments.policies",
     "make_simulator": "dtune.envs.tasks",
     "normalized_score": "dtune.envs.tasks",
     "read_hdf5": "dtune.data.hdf5",
@@ -61,8 +68,12 @@ __all__ = [  # noqa: RUF022  in the order of the table above
     "IQLConfig",
     "ODT",
     "ODTConfig",
+    "ODTTD3",
+    "ODTTD3Config",
     "PPO",
     "PPOConfig",
+    "QGuidedConfig",
+    "QGuidedGRPO",
     "Reinformer",
     "ReinformerConfig",
     "Supervised",
@@ -75,6 +86,7 @@ __all__ = [  # noqa: RUF022  in the order of the table above
     "finetune",
     "load_dataset",
     "load_policy",
+    "load_weights",
     "make_simulator",
     "normalized_score",
     "read_hdf5",

@@ -42,7 +42,13 @@ def test_nothing_is_wrong_with_the_own_policy(capsys):
     assert rows[-1]["train/fresh_ratio_error"] == 0
 
 
-@pytest.mark.parametrize("name", ["own_algorithm", "own_policy"])
+def test_nothing_is_wrong_with_the_own_simulator_and_one_learns_in_it(capsys):
+    returns = load("own_simulator").run(iterations=10)
+    assert "nothing is wrong" in capsys.readouterr().out
+    assert returns[-1] > returns[0] + 15
+
+
+@pytest.mark.parametrize("name", ["own_algorithm", "own_policy", "own_simulator"])
 def test_it_is_short(name):
     path = Path(__file__).parents[2] / "examples" / f"{name}.py"
     assert len(path.read_text().split('"""', 2)[2].strip().splitlines()) < 80

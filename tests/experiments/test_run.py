@@ -22,9 +22,10 @@ from dtune.envs.tasks import make_simulator
 from dtune.errors import ConfigError, DataError
 from dtune.experiments import checkpoint, run
 from dtune.experiments.folder import locked
-from dtune.experiments.policies import describe, find_checkpoint, load_policy, read_about
+from dtune.experiments.policies import describe, find_checkpoint, load_policy, load_weights, read_about
 from dtune.experiments.presets import ModelConfig, finetuning, pretraining
 from dtune.experiments.record import read_rows
+from dtune.experiments.reports.collect import collect
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.reinformer import Reinformer
 
@@ -102,7 +103,7 @@ def test_a_run_folder_means_its_best_and_its_last_where_nothing_was_judged(pretr
 def test_where_no_policy_is(tmp_path, place):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=rf"{place} (is not there|holds no policy): give a run folder"):
+    with pytest.raises(ConfigError, match=rf"{place} (is not there: give|holds no .*`dtune import`)"):
         load_policy(tmp_path / place)
 
 
@@ -397,10 +398,9 @@ def test_a_folder_in_use_is_refused(pretrained, tmp_path):
 
 @pytest.mark.parametrize("goal", [math.nan, math.inf, 1e300])
 def test_an_impossible_return_is_refused_and_leaves_no_run_behind(pretrained, tmp_path, goal):
-    config = tiny_finetuning(algorithm=tiny_grpo(return_to_go=goal))
     with pytest.raises(ConfigError, match=f"finite number.*got {re.escape(str(goal))}"):
-        run.finetune_preset(config, tmp_path / "run", pretrained)
-    assert os.listdir(tmp_path / "run") == [".lock"]
+        run.finetune_preset(tiny_finetuning(algorithm=tiny_grpo(return_to_go=goal)), tmp_path / "run", pretrained)
+    assert {path.name for path in tmp_path.glob("run/*")} <= {".lock"}
     with pytest.raises(ConfigError, match="finite number"):
         run.evaluate(pretrained, return_to_go=goal)
 
@@ -487,6 +487,48 @@ def test_what_finetune_saves_can_be_loaded_alone(tmp_path, network):
     same = zip(policy.parameters(), network.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in same)
     assert read_about(tmp_path)["return_to_go"] == 900.0
+
+
+def test_a_run_from_python_is_judged_and_collected_by_its_task_and_folder(tmp_path, network):
+    folder = tmp_path / "hopper-random-v2_ppo_seed3"
+    config = PPOConfig(return_to_go=900.0, episodes_per_iteration=1, batch_size=4, updates_per_iteration=1)
+    simulator = make_simulator("hopper")
+    rows = run.finetune(
+        PPO(network, config), simulator, iterations=1, directory=folder, task="hopper-random-v2", quiet=True
+    )
+    found = run.evaluate(folder / "checkpoints" / "last")
+    assert found["eval/return"] == rows[-1]["eval/return"]
+    (curve,) = collect(tmp_path)[0].values()
+    assert (curve.dataset, curve.method, curve.seed) == ("hopper-random-v2", "ppo", 3)
+
+
+class Bare:
+    """An algorithm of the four members that it needs, and no others."""
+
+    def __init__(self, inner: GRPO):
+        self.policy, self.iterate = inner.policy, inner.iterate
+        self.state_dict, self.load_state_dict = inner.state_dict, inner.load_state_dict
+
+
+def test_an_algorithm_without_a_config_is_told_what_to_ask_for(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config.return_to_go: say which return .* with return_to_go="):
+        run.finetune(Bare(make_grpo()), PointMass(), iterations=1, directory=tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    rows = run.finetune(Bare(make_grpo()), PointMass(), iterations=1, return_to_go=-3.0, quiet=True)
+    assert rows[-1]["iteration"] == 1
+
+
+def test_weights_are_put_into_a_policy_of_ones_own(tmp_path):
+    improved = make_grpo()
+    run.finetune(improved, PointMass(), iterations=1, directory=tmp_path, quiet=True)
+    fresh = TinyPolicy(width=improved.policy.now.out_features, seed=9)
+    load_weights(fresh, tmp_path / "checkpoints" / "last")
+    pairs = zip(fresh.parameters(), improved.policy.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    with pytest.raises(ConfigError, match=r"weights of another network .*size mismatch.* give one of the same shape"):
+        load_weights(TinyPolicy(width=5), tmp_path)
+    with pytest.raises(ConfigError, match="is not there"):
+        load_weights(fresh, tmp_path / "nowhere")
 
 
 def test_a_document_has_the_context_length_of_now(network):

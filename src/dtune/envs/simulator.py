@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Tensor
 
-from dtune.errors import SimulatorError
+from dtune.errors import ConfigError, SimulatorError
 
 
 class Outcome(NamedTuple):
@@ -67,6 +67,17 @@ class Simulator(Protocol):
     def keep(self, rows: Int64[Tensor, "kept"]) -> None:
         """Keeps `rows`, indices into the present rows, in that order. The others have ended."""
         ...
+
+
+def check_members(simulator: object) -> None:
+    """Raises `ConfigError` where something lacks a member of `Simulator`, and says which."""
+    if not isinstance(simulator, Simulator):
+        names = ("observation_dim", "action_dim", "horizon", "reset", "step", "keep")
+        lacking = [name for name in names if name not in dir(simulator)]
+        raise ConfigError(
+            f"{type(simulator).__name__} has no {', '.join(lacking)}: a simulator has {', '.join(names)};"
+            " dtune.GymnasiumSimulator makes one of a Gymnasium environment"
+        )
 
 
 @runtime_checkable

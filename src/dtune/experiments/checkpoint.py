@@ -30,6 +30,8 @@ from dtune.experiments import disk
 from dtune.experiments.encoding import decode, encode
 
 VERSION = 1
+WEIGHTS = "policy.safetensors"
+"""Of the policy, alone."""
 _MANIFEST = "MANIFEST.sha256"
 _OLD = ".old-"  # a checkpoint that is being replaced by one of the same iteration
 _NAME = re.compile(r"(?:\.old-)?iteration_(\d+)")
@@ -207,7 +209,7 @@ def _serialise(
         weights = {name.removeprefix(prefix): tensors.pop(name) for name in list(tensors) if name.startswith(prefix)}
         if not weights:
             raise TypeError(f"the state has no tensors under {policy!r}: say where the policy is, or policy=None.")
-        files["policy.safetensors"] = safetensors.torch.save(weights)
+        files[WEIGHTS] = safetensors.torch.save(weights)
     files["tensors.safetensors"] = safetensors.torch.save(tensors)
     files["state.json"] = _json(header | {"state": document})
     return files
@@ -295,6 +297,6 @@ def _read(directory: Path) -> tuple[int, dict[str, Any]]:
 def _tensors(files: Mapping[str, bytes], policy: str | None) -> dict[str, Tensor]:
     tensors = dict(safetensors.torch.load(files["tensors.safetensors"]))
     if policy is not None:
-        weights = safetensors.torch.load(files["policy.safetensors"])
+        weights = safetensors.torch.load(files[WEIGHTS])
         tensors |= {f"{policy}/{name}": tensor for name, tensor in weights.items()}
     return tensors

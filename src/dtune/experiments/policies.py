@@ -15,6 +15,7 @@ from dtune.experiments import checkpoint
 from dtune.experiments.sharing import hub
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig
+from dtune.models.policy import TrainablePolicy
 from dtune.models.reinformer import Reinformer, ReinformerConfig
 
 DOCUMENT = "policy.json"
@@ -96,10 +97,33 @@ def read_about(path: str | Path) -> dict[str, Any]:
     return _read(Path(path))[1]
 
 
-def find_checkpoint(path: Path) -> Path:
+def load_weights(policy: TrainablePolicy, path: str | Path) -> None:
+    """Puts the weights of a run's best checkpoint into `policy`, which may be of a class of one's own.
+
+    Args:
+        policy: of the same shape as the one that the run improved.
+        path: a run folder or a checkpoint.
+
+    Raises:
+        ConfigError: if there are none, or those of another network.
+        CheckpointError: if a file is damaged.
+    """
+    directory = find_checkpoint(Path(path), checkpoint.WEIGHTS)
+    try:
+        policy.load_state_dict(safetensors.torch.load(checkpoint.verify(directory)[checkpoint.WEIGHTS]))
+    except RuntimeError as error:
+        said = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{directory} has weights of another network ({said}): give one of the same shape") from error
+
+
+def find_checkpoint(path: Path, holding: str = DOCUMENT) -> Path:
     """The checkpoint meant by a path: itself, or the best of a run folder (the last, where none was judged).
 
     It is fetched from Hugging Face where the path is `user/name` and there is no folder `user`.
+
+    Args:
+        path: what somebody typed.
+        holding: a file that the checkpoint has.
 
     Raises:
         ConfigError: if there is none.
@@ -108,10 +132,15 @@ def find_checkpoint(path: Path) -> Path:
     if hub.is_repository(str(path)):
         path = hub.pull(str(path))
     for candidate in (path, path / "checkpoints" / "best", path / "best", path / "checkpoints" / "last"):
-        if (candidate / DOCUMENT).is_file():
+        if (candidate / holding).is_file():
             return candidate
-    said = "holds no policy" if path.exists() else "is not there"
-    raise ConfigError(f"{path} {said}: give a run folder, or one of the folders in its checkpoints/")
+    where = "give a run folder, or one of the folders in its checkpoints/"
+    if not path.exists():
+        raise ConfigError(f"{path} is not there: {where}")
+    raise ConfigError(
+        f"{path} holds no policy of dtune's: {where}, or what `dtune import` makes of a model.pt or a folder of"
+        " save_pretrained"
+    )
 
 
 def _read(path: Path) -> tuple[StoredPolicy, dict[str, Any]]:
@@ -121,7 +150,7 @@ def _read(path: Path) -> tuple[StoredPolicy, dict[str, Any]]:
         about = dict(json.loads(files[DOCUMENT]))
         kind = about.pop("kind", None)
         if kind in KINDS:
-            return assemble(kind, about.pop("config"), safetensors.torch.load(files["policy.safetensors"])), about
+            return assemble(kind, about.pop("config"), safetensors.torch.load(files[checkpoint.WEIGHTS])), about
     except (ConfigError, KeyError, ValueError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         said = str(error) if isinstance(error, ConfigError) else repr(error)
         raise checkpoint.CheckpointError(

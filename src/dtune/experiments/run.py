@@ -11,7 +11,7 @@ import torch
 from dtune import parallel
 from dtune.algorithms.supervised import Supervised
 from dtune.data.datasets import Dataset, check_fits, drop_lowest_return
-from dtune.envs.simulator import Simulator
+from dtune.envs.simulator import Simulator, check_members
 from dtune.envs.sources import source
 from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError
@@ -56,26 +56,31 @@ def finetune(
         simulator: where it learns.
         iterations: how long, counted from the beginning of the run.
         directory: a run folder for settings, metrics and checkpoints; called again with it, the run continues.
-        return_to_go: return asked for in evaluations; the algorithm's own where None.
+        return_to_go: return asked for in evaluations; that of the algorithm's `config` where None.
         evaluate_every: iterations between evaluations.
         evaluation_episodes: episodes an evaluation.
-        task: name of a task or dataset with reference scores, for normalised scores.
+        task: name of the task or dataset that `simulator` is of, for normalised scores, and for `dtune evaluate`.
         quiet: print nothing.
 
     Returns:
         One row an iteration, by metric key; the first is the evaluation before any learning.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings.
+        ConfigError: if the folder holds a run with other settings, no return to ask for is known, or `simulator` is
+            none.
     """
-    goal = algorithm.config.return_to_go if return_to_go is None else return_to_go  # type: ignore[attr-defined]
+    own = getattr(algorithm, "config", None)  # an algorithm of one's own may have none
+    goal = getattr(own, "return_to_go", None) if return_to_go is None else return_to_go
+    if goal is None:
+        raise ConfigError("the algorithm has no config.return_to_go: say which return to ask for with return_to_go=")
+    check_members(simulator)
     evaluation = Evaluation(simulator=simulator, return_to_go=goal, episodes=evaluation_episodes, task=task)
     schedule = Schedule(iterations=iterations, evaluate_every=evaluate_every, checkpoint_every=evaluate_every)
-    documents = describe(algorithm.policy, return_to_go=goal) if isinstance(algorithm.policy, StoredPolicy) else {}
+    about = {"return_to_go": goal} | ({} if task is None else {"dataset": task})
+    documents = describe(algorithm.policy, **about) if isinstance(algorithm.policy, StoredPolicy) else {}
     folder = None if directory is None else Path(directory)
     with together.joined(folder):
         if folder is not None and not parallel.rank():
-            own = getattr(algorithm, "config", None)  # an algorithm of one's own may have none
             settings = {"task": task, "return_to_go": goal, "iterations": iterations}
             settings |= {"algorithm": own} if is_dataclass(own) else {}
             settle_config(folder, settings, may_change=MAY_CHANGE)
