@@ -313,6 +313,7 @@ def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
         (["finetune", "grpo/ant-medium-v2", "--policy", "nowhere"], ["nowhere is not there", "run folder"]),
         (["evaluate"], ["PATH"]),
         (["evaluate", "nowhere"], ["nowhere is not there"]),
+        (["evaluate", "nowhere", "--device", "cuda:99"], ["--device cuda:99 is GPU 99"]),
         (["evaluate", "a", "b"], ["b"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -1,6 +1,6 @@
 """The command that runs many: sweep."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ from dtune.errors import ConfigError
 
 if TYPE_CHECKING:
     from dtune.experiments.sweeps.estimates import Pace
-    from dtune.experiments.sweeps.jobs import Engine
+    from dtune.experiments.sweeps.jobs import Engine, Machine
     from dtune.experiments.sweeps.plans import Curve
 
 
@@ -48,7 +48,11 @@ class Sweep:
     data: Path | None = None
     """Folder to look for NAME.hdf5 and NAME.*.hdf5 in first, at any depth."""
     jobs: int = 1
-    """Runs at a time, each with one thread."""
+    """Runs at a time."""
+    threads: int = 1
+    """CPU threads of each."""
+    device: str = "cpu"
+    """Where their networks are: `cpu` or `cuda`."""
     ray: str | None = None
     """Address of a Ray cluster to run them on; local:2 starts one of two nodes on this machine."""
     dry_run: bool = False
@@ -61,7 +65,7 @@ def sweep(arguments: list[str]) -> None:
     from dtune.experiments.sweeps.plans import Budget, plan
     from dtune.experiments.sweeps.sweep import announce, run_sweep
 
-    for name in ("seeds", "jobs"):
+    for name in ("seeds", "jobs", "threads"):
         if getattr(command, name) < 1:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(command, name)}")
     if command.pretrainings is not None and command.pretrainings < 1:
@@ -73,21 +77,23 @@ def sweep(arguments: list[str]) -> None:
     if command.like is not None and command.minutes is None:
         raise ConfigError("--like says how many iterations fit into --minutes: give --minutes, or leave out --like")
     datasets, curves = _chosen(command)
+    files = _files(command, datasets)
     runs = plan(
         datasets,
         curves,
         seeds=command.seeds,
         scale="small" if command.scale == "small" else "paper",
         out=command.out,
-        files=_files(command, datasets),
+        files=files,
         budget=Budget(
             minutes=command.minutes, iterations=command.iterations, clock=command.clock, pace=_pace(command.like)
         ),
         pretrainings=command.pretrainings,
+        machine=_machine(command),
     )
     if command.dry_run:
-        for run in runs:
-            print(run.command)
+        for line in (*_data_commands(command, files), *(run.command for run in runs)):
+            print(line)
         announce(runs, None, jobs=command.jobs, out=command.out, say=print)
         return
     run_sweep(runs, command.out, partial(_engine, command), jobs=command.jobs, say=partial(print, flush=True))
@@ -155,6 +161,19 @@ def _files(command: Sweep, datasets: Sequence[str]) -> dict[str, Path]:
     return found
 
 
+def _data_commands(command: Sweep, files: dict[str, Path]) -> Iterator[str]:
+    """What to type first, where a file is not here."""
+    from dtune.envs.sources import source
+    from dtune.experiments import presets
+
+    for name, path in files.items():
+        if not path.is_file() and source(name).random:
+            episodes = presets.pretraining(name, "small" if command.scale == "small" else "paper").random_episodes
+            yield f"dtune data make {name} --episodes {episodes}"
+        elif not path.is_file():
+            yield f"dtune data download {name}"
+
+
 def _pace(like: Path | None) -> "Pace | None":
     """Seconds an iteration of the runs in a folder."""
     if like is None:
@@ -165,6 +184,15 @@ def _pace(like: Path | None) -> "Pace | None":
     return paces(curve for curves in load(like).values() for curve in curves)
 
 
+def _machine(command: Sweep) -> "Machine":
+    from dtune.experiments.sweeps.jobs import Machine
+    from dtune.models.device import choose_device
+
+    if not command.dry_run and command.ray is None:
+        choose_device(command.device)
+    return Machine(threads=command.threads, device=command.device)
+
+
 def _engine(command: Sweep) -> "Engine":
     if command.ray is None:
         from dtune.experiments.sweeps.jobs import LocalEngine
@@ -172,4 +200,4 @@ def _engine(command: Sweep) -> "Engine":
         return LocalEngine(command.jobs)
     from dtune.experiments.sweeps.ray_engine import RayEngine
 
-    return RayEngine(command.ray, command.jobs)
+    return RayEngine(command.ray, command.jobs, machine=_machine(command))

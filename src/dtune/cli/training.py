@@ -126,11 +126,14 @@ def evaluate(arguments: list[str]) -> None:
         """Return asked for, in reward units; what the policy was finetuned with by default."""
         threads: int = 1
         """CPU threads."""
+        device: str = "cpu"
+        """Where the network is: `cpu` or `cuda`."""
 
     command = parse(Evaluate, "evaluate", arguments)
     found = run.evaluate(
-        command.path, episodes=command.episodes, return_to_go=command.return_to_go, threads=command.threads
-    )
+        command.path, episodes=command.episodes, return_to_go=command.return_to_go, threads=command.threads,
+        device=command.device,
+    )  # fmt: skip
     for key, value in found.items():
         print(f"{key:26} {value:.2f}" if isinstance(value, float) else f"{key:26} {value}")
 

@@ -16,6 +16,7 @@ from dtune.envs.simulator import Simulator
 from dtune.envs.watched import Watched
 from dtune.errors import ConfigError, FaultsError, NumericError
 from dtune.experiments import checkpoint, together
+from dtune.experiments.alarms import Alarms
 from dtune.experiments.evaluation import Evaluation
 from dtune.experiments.live import Live
 from dtune.experiments.mirrors import Mirror
@@ -131,7 +132,7 @@ def train(
         stop = stack.enter_context(stop_signals())
         first_rank = not parallel.rank()
         loop = _Loop(algorithm, simulator, schedule, evaluation, directory, documents or {})
-        first, limit = loop.progress.iteration, schedule.time_limit
+        first, limit, alarms = loop.progress.iteration, schedule.time_limit, Alarms()
         live = stack.enter_context(
             Live(title, schedule.iterations, first, time_limit=limit, quiet=quiet or not first_rank)
         )
@@ -139,7 +140,10 @@ def train(
         try:
             loop.open(live.say, stack)
             while not (asked := _agreed(stop)) and not loop.ended:
-                live.update(loop.progress.iteration + 1, loop.iterate())
+                row = loop.iterate()
+                live.update(loop.progress.iteration, row)
+                for sentence in alarms.heard(row):
+                    live.say(sentence)
         except NumericError as error:
             raise loop.keep_replay(error) from error
         if asked:

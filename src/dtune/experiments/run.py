@@ -278,7 +278,9 @@ def _train(
     )  # fmt: skip
 
 
-def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = None, threads: int = 1) -> dict[str, Any]:
+def evaluate(
+    path: Path, *, episodes: int = 20, return_to_go: float | None = None, threads: int = 1, device: str = "cpu"
+) -> dict[str, Any]:
     """Judges the policy at `path` on the task it was made for.
 
     Args:
@@ -286,6 +288,7 @@ def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = Non
         episodes: how many, with mean actions.
         return_to_go: return asked for; what the policy was finetuned with where None.
         threads: CPU threads.
+        device: where the network is, `cpu` or `cuda`.
 
     Returns:
         Metrics by key, and `dataset`, `return_to_go`, `checkpoint`.
@@ -293,8 +296,8 @@ def evaluate(path: Path, *, episodes: int = 20, return_to_go: float | None = Non
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
-    directory = find_checkpoint(path).resolve()
-    policy, about = load_policy(directory), read_about(directory)
+    place, directory = choose_device(device), find_checkpoint(path).resolve()
+    policy, about = load_policy(directory).to(place), read_about(directory)
     if "dataset" not in about:
         raise ConfigError(f"{directory} does not say which task its policy is for: evaluate it from Python")
     if return_to_go is None and "return_to_go" not in about:

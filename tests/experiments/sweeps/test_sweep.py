@@ -346,6 +346,35 @@ def test_datasets_and_methods_of_ones_own(dtune):
     assert "--out there/ppo/ant-random-v2/small/seed1" in out
 
 
+def test_a_dry_run_begins_with_the_data_that_are_not_here(dtune, tmp_path, monkeypatch):
+    monkeypatch.setenv("DTUNE_DATA", str(tmp_path / "home"))
+    command = ["--datasets", "hopper-random-v2", "hopper-medium-v2", "--methods", "dt", "--scale", "small", "--dry-run"]
+    code, out, _ = dtune(*command)
+    assert code == 0
+    assert out.splitlines()[:2] == [
+        "dtune data make hopper-random-v2 --episodes 1000", "dtune data download hopper-medium-v2",
+    ]  # fmt: skip
+    (tmp_path / "hopper-medium-v2.hdf5").touch()
+    assert "dtune data download" not in dtune(*command, "--data", str(tmp_path))[1]
+
+
+def test_every_command_is_given_the_threads_and_the_device(dtune):
+    code, out, _ = dtune("--datasets", "hopper-medium-v2", "--methods", "ppo", "odt", "--seeds", "1", "--threads", "4",
+                         "--device", "cuda", "--dry-run")  # fmt: skip
+    commands = [line for line in out.splitlines() if line.startswith(("dtune pretrain", "dtune finetune"))]
+    assert code == 0
+    assert len(commands) == 3
+    assert all("--threads 4 --device cuda" in line for line in commands)
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_begins(dtune, tmp_path):
+    (tmp_path / "hopper-medium-v2.hdf5").touch()
+    code, out, err = dtune("--datasets", "hopper-medium-v2", "--data", ".", "--device", "cuda:99")
+    assert (code, out) == (2, "")
+    assert "--device cuda:99 is GPU 99" in err
+    assert os.listdir(tmp_path) == ["hopper-medium-v2.hdf5"]
+
+
 def test_a_figure_with_other_datasets(dtune):
     code, out, _ = dtune("--figure", "2b", "--datasets", "hopper-random-v2", "--seeds", "1", "--dry-run")
     assert code == 0

@@ -32,6 +32,24 @@ _BOUND = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What each command is given of a machine."""
+
+    threads: int = 1
+    """Of the CPU, for the simulator; results do not depend on it."""
+    device: str = "cpu"
+    """Of the network."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs it takes up."""
+        return int(self.device != "cpu")
+
+
+ONE_THREAD = Machine()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """A command to be run."""
 

@@ -17,6 +17,7 @@ from dtune.experiments.loop import Clock
 from dtune.experiments.methods import ALGORITHMS
 from dtune.experiments.presets import Architecture, FinetuneConfig, Scale
 from dtune.experiments.sweeps.estimates import SECONDS, Pace
+from dtune.experiments.sweeps.jobs import ONE_THREAD, Machine
 
 TABLE_1 = ("dt", "iql", "odt", "odt_td3", "ppo", "grpo")
 """Methods, in the order of its columns."""
@@ -148,6 +149,7 @@ def plan(
     files: Mapping[str, Path],
     budget: Budget = Budget(),
     pretrainings: int | None = None,
+    machine: Machine = ONE_THREAD,
 ) -> list[Run]:
     """The runs of datasets x curves x seeds, each after the pretraining it shares with the others.
 
@@ -161,6 +163,7 @@ def plan(
         budget: how long they last.
         pretrainings: policies pretrained on a dataset, seeds 0 to `pretrainings` - 1, that runs take in turn; None:
             each run has that of its own seed.
+        machine: what each has to run on.
 
     Raises:
         ConfigError: for a method or a dataset without a preset.
@@ -170,7 +173,7 @@ def plan(
         for seed in range(seeds):
             for curve in curves:
                 first = seed if pretrainings is None else seed % pretrainings
-                for run in _runs(curve, dataset, (seed, first), scale, out, files[dataset], budget):
+                for run in _runs(curve, dataset, (seed, first), scale, out, files[dataset], budget, machine):
                     found.setdefault(run.key, run)
     return sorted(found.values(), key=lambda run: run.method != "pretrain")
 
@@ -221,19 +224,20 @@ def _pace(budget: Budget, curve: Curve, dataset: str, scale: Scale) -> float:
 
 
 def _runs(
-    curve: Curve, dataset: str, seeds: tuple[int, int], scale: Scale, out: Path, data: Path, budget: Budget
-) -> list[Run]:
+    curve: Curve, dataset: str, seeds: tuple[int, int], scale: Scale, out: Path, data: Path, budget: Budget,
+    machine: Machine,
+) -> list[Run]:  # fmt: skip
     """A run, and before it the pretraining it needs; their seeds."""
     seed, first = seeds
     name, config = settle(curve, dataset, scale, budget)
-    config = replace(config, seed=seed, threads=1, network_threads=1, clock=budget.clock)
+    config = replace(config, seed=seed, network_threads=1, clock=budget.clock, **vars(machine))
     place = scale if curve.architecture == "dt" else f"{scale}-{curve.architecture}"
     key, learner = f"{name}/{dataset}/{place}/seed{seed}", ALGORITHMS[type(config.algorithm)]
     shared = ["--scale", scale, *(["--architecture", curve.architecture] if curve.architecture != "dt" else [])]
     arguments = ["finetune", f"{curve.method}/{dataset}", *shared, "--out", str(out / key)]
     runs: list[Run] = []
     if learner.policy is None:
-        runs.append(_pretraining(curve.architecture, dataset, first, scale, shared, out, data, place))
+        runs.append(_pretraining(curve.architecture, dataset, first, scale, shared, out, data, place, machine))
         arguments += ["--policy", str(out / runs[0].key / "checkpoints" / "last")]
     if learner.offline:
         arguments += ["--data", str(data)]
@@ -253,9 +257,9 @@ def _runs(
 
 def _pretraining(
     architecture: Architecture, dataset: str, seed: int, scale: Scale, shared: list[str], out: Path, data: Path,
-    place: str,
+    place: str, machine: Machine,
 ) -> Run:  # fmt: skip
-    config = presets.pretraining(dataset, scale, seed, architecture)
+    config = replace(presets.pretraining(dataset, scale, seed, architecture), **vars(machine))
     key = f"pretrain/{dataset}/{place}/seed{seed}"
     options = _options(presets.pretraining(dataset, scale, 0, architecture), config)
     return Run(

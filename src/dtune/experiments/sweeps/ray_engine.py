@@ -8,7 +8,7 @@ from typing import Any, final
 
 from dtune.errors import ConfigError
 from dtune.experiments.sweeps import jobs
-from dtune.experiments.sweeps.jobs import RETRIES, Change, Job
+from dtune.experiments.sweeps.jobs import ONE_THREAD, RETRIES, Change, Job, Machine
 
 LOCAL = "local:"
 """`local:N` instead of an address: a cluster of N nodes on this machine, to try it."""
@@ -42,25 +42,26 @@ def attempt(
 
 @final
 class RayEngine:
-    """Runs each job as a task of one CPU; all nodes have to see the same files.
+    """Runs each job as a task of its own; all nodes have to see the same files.
 
     Args:
         address: of a cluster; `auto` for the one this machine is in; `local:N` starts one of N nodes here.
-        jobs: CPUs of such a local cluster, over all of its nodes.
+        jobs: at a time on such a local cluster, over all of its nodes.
         retries: Ray's `max_retries`.
+        machine: what each job takes up.
 
     Raises:
         ConfigError: if Ray is not installed, or there is no such cluster.
     """
 
-    def __init__(self, address: str, jobs: int = 1, retries: int = RETRIES) -> None:
+    def __init__(self, address: str, jobs: int = 1, retries: int = RETRIES, machine: Machine = ONE_THREAD) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells nobody
         try:
             import ray
         except ImportError:
             raise ConfigError("--ray needs the package ray: pip install 'dtune[ray]'") from None
         self._ray: Any = ray
-        self._cluster = _local_cluster(address, jobs) if address.startswith(LOCAL) else None
+        self._cluster = _local_cluster(address, jobs * machine.threads) if address.startswith(LOCAL) else None
         try:
             if self._cluster is None:
                 _knock(address)
@@ -73,7 +74,13 @@ class RayEngine:
             said = " ".join(str(error).split())[:200]
             raise ConfigError(f"there is no Ray cluster at {address} ({said}): give --ray its address") from error
         # max_calls: a process a task, so that none inherits anything from the one before
-        self._task = ray.remote(num_cpus=1, max_retries=retries, retry_exceptions=[Crashed], max_calls=1)(attempt)
+        self._task = ray.remote(
+            num_cpus=machine.threads,
+            num_gpus=machine.gpus,
+            max_retries=retries,
+            retry_exceptions=[Crashed],
+            max_calls=1,
+        )(attempt)
         self._jobs: dict[Any, Job] = {}
         self._begun: dict[str, int] = {}  # starts in a job's log, when it was submitted and as of now
         self._seen: dict[str, int] = {}
