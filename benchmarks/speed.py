@@ -117,6 +117,7 @@ def gemm(size: Size) -> Iterator[Line]:
         "update": (2 * 4 * forward, lambda x: update.step(x, torch.randn(len(x.mask)), generator), steps),
         "pretraining, context 20": (2 * 3 * tokens, lambda x: supervised.step(x, generator), windows),
     }
+    read = dict(zip(work, (size.walks, size.walks, size.update_rows * 15 * 2, windows.mask.numel() * 3), strict=True))
     x, square = torch.randn(side, side), torch.randn(side, side)
     products = {"torch.mm": partial(torch.mm, x, square)}
     products |= {name: partial(packed(square, x[0], dtype), x.to(dtype)) for name, dtype in DTYPES.items()}
@@ -127,6 +128,8 @@ def gemm(size: Size) -> Iterator[Line]:
         peak = rate["bfloat16"] if "bfloat16" in name else max(rate["float32"], rate["torch.mm"])
         ours = operations / seconds[name] / 1e9
         yield line("gemm", f"{name}, against the fastest product", ours, peak, ours / peak, "GFLOP/s", foreign)
+        fast = read[name] / seconds[name] / 1e3
+        yield line("gemm", f"{name}, tokens a second", fast, fast * peak / ours, ours / peak, "k/s", foreign)
 
 
 def memory(size: Size) -> Iterator[Line]:

@@ -1,6 +1,5 @@
 """Names, sizes and scores."""
 
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -43,7 +42,6 @@ PUBLISHED_TASKS = {
     "antmaze-umaze": (700, 29, 8, 0.0, 1.0),
     "antmaze-umaze-diverse": (700, 29, 8, 0.0, 1.0),
 }
-BUILT = [name for name, info in TASKS.items() if info.make]
 NEEDS_MODELS = {"door", "pen", "hammer"} if find_spec("gymnasium_robotics") is None else set()
 
 
@@ -68,11 +66,7 @@ def test_the_tasks_are_as_published():
     assert {info.return_scale for info in TASKS.values()} == {1.0, 0.001}
 
 
-def test_locomotion_and_the_hand_are_built():
-    assert {"hopper", "walker2d", "ant", "door", "pen", "hammer"} <= set(BUILT)
-
-
-@pytest.mark.parametrize("name", BUILT)
+@pytest.mark.parametrize("name", TASKS)
 def test_a_simulator_has_the_sizes_of_its_task(name):
     if name in NEEDS_MODELS:
         pytest.skip("gymnasium-robotics is not installed")
@@ -91,12 +85,6 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match="'hoper' is neither a task") as error:
         make_simulator("hoper")
     assert all(name in str(error.value) for name in (*TASKS, *DATASETS))
-
-
-def test_a_world_that_is_not_built_is_refused(monkeypatch):
-    monkeypatch.setitem(TASKS, "pen", replace(TASKS["pen"], make=None))
-    with pytest.raises(ConfigError, match="'pen' is not built yet: those that are built are hopper"):
-        make_simulator("pen-human-v1")
 
 
 def test_scores_are_0_for_the_random_policy_and_100_for_the_expert():

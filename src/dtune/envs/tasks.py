@@ -46,8 +46,8 @@ class TaskInfo:
     """Raw return of D4RL's random policy: score 0."""
     reference_max: float
     """Raw return of D4RL's expert: score 100."""
-    make: Callable[[], Task] | None = None
-    """Gives the world's rules; None where the world is not built yet."""
+    make: Callable[[], Task]
+    """Gives the world's rules."""
     camera: str | None = "track"
     """Camera of the world that films an episode; None: from above, the whole of it."""
     goal: tuple[int, int] | None = None
@@ -189,13 +189,9 @@ def make_simulator(name: str, threads: int = 1) -> MujocoSimulator:
         threads: threads that step the physics. Results do not depend on it.
 
     Raises:
-        ConfigError: if there is no such name, its world is not built yet, or a package it needs is not installed.
+        ConfigError: if there is no such name, or a package it needs is not installed.
     """
-    info = task_info(name)
-    if info.make is None:
-        built = ", ".join(task for task, known in TASKS.items() if known.make)
-        raise ConfigError(f"the world of {info.name!r} is not built yet: those that are built are {built}.")
-    return MujocoSimulator(info.make(), threads)
+    return MujocoSimulator(task_info(name).make(), threads)
 
 
 def normalized_score(name: str, returns: Returns) -> Returns:

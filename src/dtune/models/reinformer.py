@@ -3,9 +3,10 @@
 One step is three tokens in the order (sₕ, gₕ, aₕ). The return is read off the state token, as the 0.99-expectile of
 what followed such states; the action off the return token. No return has to be asked for.
 
-It departs from the authors' code in what a `Policy` must promise, and nowhere else: a = tanh(u), u ~ N(μ, σ²), is
-squashed behind the noise instead of before it (the mean action, tanh(μ), is the same, and no action leaves (-1, 1));
-padding stands on the left and is masked; log σ is held in [-5, 2] instead of [-20, 2].
+The network departs from the authors' in what a `Policy` must promise: a = tanh(u), u ~ N(μ, σ²), is squashed behind the
+noise instead of before it (the mean action, tanh(μ), is the same, and no action leaves (-1, 1)); padding stands on the
+left and is masked; log σ is held in [-5, 2] instead of [-20, 2]. docs/algorithms/reinformer.md lists what is different
+around it.
 """
 
 from dataclasses import dataclass
