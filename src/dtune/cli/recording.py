@@ -10,7 +10,7 @@ from dtune.cli.options import parse
 
 
 def record(arguments: list[str]) -> None:
-    """`dtune record PATH --out FILE`."""
+    """`dtune record PATH`."""
 
     @dataclass(frozen=True, kw_only=True)
     class Record:
@@ -18,8 +18,8 @@ def record(arguments: list[str]) -> None:
 
         path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
         """A run folder (its best checkpoint) or a checkpoint."""
-        out: Path
-        """The file: .mp4 or .gif."""
+        out: Path | None = None
+        """The file: .mp4 or .gif; videos/ITERATION.mp4 in the run folder by default."""
         before: Path | None = None
         """Another run folder or checkpoint, filmed from the same start at the left."""
         width: int = 480
@@ -36,13 +36,14 @@ def record(arguments: list[str]) -> None:
         """Return asked for, in reward units; what each policy was made for by default."""
 
     command = parse(Record, "record", arguments)
-    from dtune.experiments.reports.video import Film
+    from dtune.experiments.reports.video import Film, place_in_run
     from dtune.experiments.reports.video import record as film
 
     options = {name: value for name, value in vars(command).items() if name not in ("path", "out", "before")}
-    found = film(command.path, command.out, before=command.before, film=Film(**options))
+    out = command.out or place_in_run(command.path)
+    found = film(command.path, out, before=command.before, film=Film(**options))
     if command.before is not None:
         print(f"before  return {found['before_return']:8.1f}   length {found['before_length']:6.0f}")
     after = "" if command.before is None else "after   "
     print(f"{after}return {found['return']:8.1f}   length {found['length']:6.0f}")
-    print(f"{command.out}: {found['frames']:.0f} frames, {found['frames_per_second']:.1f} a second")
+    print(f"{out}: {found['frames']:.0f} frames, {found['frames_per_second']:.1f} a second")

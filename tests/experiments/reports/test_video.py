@@ -1,5 +1,6 @@
 """Films: the frames are of the recorded states, of the size asked for, and end up in a file."""
 
+import shutil
 import sys
 
 import numpy as np
@@ -12,8 +13,9 @@ from dtune.errors import ConfigError, SimulatorError
 from dtune.experiments import checkpoint
 from dtune.experiments.policies import describe
 from dtune.experiments.reports import scenes, video
+from dtune.experiments.reports.page import films
 from dtune.experiments.reports.scenes import Scene
-from dtune.experiments.reports.video import Film, record
+from dtune.experiments.reports.video import Film, place_in_run, record
 from dtune.models.decision_transformer import DecisionTransformer, DecisionTransformerConfig
 
 SMALL = Film(width=64, height=48, max_steps=9, frames_per_second=60)
@@ -169,6 +171,22 @@ def test_what_is_missing_is_said(stored, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(ConfigError, match=r"pip install 'dtune\[video\]'"):
         record(tmp_path, tmp_path / "x.mp4")
+
+
+def test_a_film_goes_into_the_run_folder_where_its_page_finds_it(stored, tmp_path):
+    run, loose = tmp_path / "run", tmp_path / "loose"
+    shutil.copytree(stored("hopper"), run / "checkpoints" / "iteration_000007")
+    (run / "checkpoints" / "last").symlink_to("iteration_000007")
+    place = place_in_run(run)
+    assert place == run.resolve() / "videos" / "iteration_000007.mp4"
+    assert place_in_run(run / "checkpoints" / "iteration_000007") == place
+    place.parent.mkdir()
+    place.touch()
+    (run / "own.gif").touch()
+    assert [path.name for path in films(run)] == ["own.gif", "iteration_000007.mp4"]
+    shutil.copytree(stored("hopper"), loose)
+    with pytest.raises(ConfigError, match="lies in no run folder: say with --out"):
+        place_in_run(loose)
 
 
 def test_two_tasks_are_not_compared(stored, tmp_path):

@@ -180,8 +180,9 @@ def _film(path: Path) -> str:
 
 
 def films(folder: Path) -> list[Path]:
-    """Films that lie in a folder."""
-    return sorted(path for path in folder.glob("*") if path.suffix in _FILMS) if folder.is_dir() else []
+    """Films that lie in a folder, or in its `videos`."""
+    found = [path for place in (folder, folder / "videos") if place.is_dir() for path in place.iterdir()]
+    return sorted(path for path in found if path.suffix in _FILMS)
 
 
 def _details(details: Sequence[tuple[str, str, Any]]) -> list[str]:

@@ -65,6 +65,18 @@ class Walk:
     rewards: Float64[np.ndarray, "steps"]
 
 
+def place_in_run(path: Path) -> Path:
+    """Where the film of a policy goes if nobody says: into its run folder, named after the checkpoint.
+
+    Raises:
+        ConfigError: if there is no policy, or it lies in no run folder.
+    """
+    found = find_checkpoint(path).resolve()
+    if found.parent.name != "checkpoints":
+        raise ConfigError(f"{found} lies in no run folder: say with --out where the film is to go")
+    return found.parent.parent / "videos" / f"{found.name}.mp4"
+
+
 def record(path: Path, out: Path, *, before: Path | None = None, film: Film | None = None) -> dict[str, float]:
     """Films an episode of the policy at `path`, acting with its mode.
 
