@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-BLOCK = re.compile(r"(?:<!-- *([^\n]*?) *-->\n+)?^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"(?:<!-- *([^\n]*?) *-->\n+)?^```(python|bash|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 class Block(NamedTuple):
@@ -39,8 +39,8 @@ def blocks(text: str, language: str) -> list[Block]:
 
 
 def commands(code: str) -> list[list[str]]:
-    """The words of every `dtune` and `make` line, continued lines joined and comments gone."""
-    lines = code.replace("\\\n", " ").splitlines()
+    """The words of every `dtune` and `make` line, continued or indented lines joined and comments gone."""
+    lines = re.sub(r"\\\n|\n +", " ", code).replace("; dtune", "\ndtune").splitlines()
     words = (shlex.split(line, comments=True) for line in lines if line.startswith(("dtune", "make")))
     return [line for line in words if line]
 
@@ -85,7 +85,7 @@ def test_python_blocks_run(path, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_commands_exist(path, help_of):
-    for block in blocks(path.read_text(), "bash"):
+    for block in [*blocks(path.read_text(), "bash"), *blocks(path.read_text(), "text")]:
         for words in commands(block.code):
             check_command(words, help_of)
 
@@ -120,7 +120,9 @@ make test
 1 / 0
 ```
 ```text
-dtune nothing
+dtune sweep --figure F
+            --jobs 2   # for all F
+dtune collect runs; dtune report runs
 ```
 """
 
@@ -130,6 +132,10 @@ def test_blocks_are_found():
     (block,) = blocks(SAMPLE, "bash")
     assert block.remark == "run"
     assert commands(block.code) == [["dtune", "finetune", "grpo/hopper", "--seed", "3"], ["make", "test"]]
+    (block,) = blocks(SAMPLE, "text")
+    assert commands(block.code) == [
+        ["dtune", "sweep", "--figure", "F", "--jobs", "2"], ["dtune", "collect", "runs"], ["dtune", "report", "runs"],
+    ]  # fmt: skip
 
 
 def test_a_wrong_command_is_noticed():

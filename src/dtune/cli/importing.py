@@ -9,36 +9,36 @@ from dtune.cli.options import parse
 from dtune.errors import ConfigError
 
 
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Makes a checkpoint of online-dt's model.pt, or of a folder of Hugging Face's DecisionTransformerModel.
+
+    Its outputs are the same; nothing in the file is executed.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """The file, or the folder with config.json and model.safetensors (or pytorch_model.bin)."""
+    out: Path
+    """Where to write; `dtune finetune … --policy OUT` starts from it."""
+    data: Path | None = None
+    """D4RL's HDF5 file it was trained on: gives the mean and deviation of observations, which neither format
+    keeps. Left out, observations reach the network as they are."""
+    dataset: str | None = None
+    """Name of that dataset, as hopper-medium-v2, for `dtune evaluate`."""
+    return_to_go: float | None = None
+    """Return to ask for when it is evaluated, in reward units."""
+    return_scale: float = 0.001
+    """Factor from reward units to its return token: 1 for online-dt on AntMaze."""
+    std: float = 0.2
+    """Standard deviation before tanh, for a deterministic head."""
+    context_length: int | None = None
+    """Steps of history; the file's where it says so, else 20."""
+    heads: int | None = None
+    """Attention heads, where the file does not say."""
+
+
 def import_policy(arguments: list[str]) -> None:
     """`dtune import PATH --out DIR`."""
-
-    @dataclass(frozen=True, kw_only=True)
-    class Import:
-        """Makes a checkpoint of online-dt's model.pt, or of a folder of Hugging Face's DecisionTransformerModel.
-
-        Its outputs are the same; nothing in the file is executed.
-        """
-
-        path: tyro.conf.Positional[Path]
-        """The file, or the folder with config.json and model.safetensors (or pytorch_model.bin)."""
-        out: Path
-        """Where to write; `dtune finetune … --policy OUT` starts from it."""
-        data: Path | None = None
-        """D4RL's HDF5 file it was trained on: gives the mean and deviation of observations, which neither format
-        keeps. Left out, observations reach the network as they are."""
-        dataset: str | None = None
-        """Name of that dataset, as hopper-medium-v2, for `dtune evaluate`."""
-        return_to_go: float | None = None
-        """Return to ask for when it is evaluated, in reward units."""
-        return_scale: float = 0.001
-        """Factor from reward units to its return token: 1 for online-dt on AntMaze."""
-        std: float = 0.2
-        """Standard deviation before tanh, for a deterministic head."""
-        context_length: int | None = None
-        """Steps of history; the file's where it says so, else 20."""
-        heads: int | None = None
-        """Attention heads, where the file does not say."""
-
     command = parse(Import, "import", arguments)
     from dtune.data.datasets import check_fits
     from dtune.envs.sources import source
