@@ -50,6 +50,7 @@ def test_a_right_one(check, registered):
 
 
 def test_a_task_of_ours(check):
+    assert check("env", "hopper-medium-v2", "--steps", "10")[0] == 0  # by one of its datasets
     code, lines, err = check("env", "hopper", "--steps", "10")
     assert (code, err) == (0, "")
     assert lines[-1] == "hopper can be used"

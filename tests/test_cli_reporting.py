@@ -113,6 +113,7 @@ def test_a_folder_without_records_is_refused(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("command", "option", "said"),
     [
+        ("report", "--html=x.html --format=csv", "--html is a page of its own: leave out --format, or --html"),
         ("report", "--html=folder", "--html is to be a file, and folder is a folder: name another file"),
         ("report", "--html=text/x.html", "--html needs text to be a folder, and text is a file: choose another --html"),
         ("figures", "--out=text", "--out needs text to be a folder, and text is a file: choose another --out"),
@@ -124,4 +125,4 @@ def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "text").write_text("text")
-    assert fails([command, "nowhere", option], 2, capsys) == f"dtune: {said}\n"
+    assert fails([command, "nowhere", *option.split()], 2, capsys) == f"dtune: {said}\n"

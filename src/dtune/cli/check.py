@@ -33,7 +33,7 @@ def _check_env(arguments: list[str]) -> None:
         """Says what is right and what is wrong with an environment."""
 
         id: tyro.conf.Positional[str]
-        """ID of a Gymnasium environment, or the name of a task."""
+        """ID of a Gymnasium environment, or the name of a task or of one of its datasets."""
         horizon: int | None = None
         """Steps in an episode; the environment's own time limit by default."""
         steps: int = 100
@@ -49,10 +49,10 @@ def _check_env(arguments: list[str]) -> None:
     from dtune.envs.check import check_simulator
     from dtune.envs.gymnasium import GymnasiumSimulator
     from dtune.envs.simulator import Simulator
-    from dtune.envs.tasks import TASKS, make_simulator
+    from dtune.envs.tasks import DATASETS, TASKS, make_simulator
 
     simulator: Simulator
-    if options.id in TASKS:
+    if options.id in TASKS or options.id in DATASETS:
         simulator = make_simulator(options.id, max(1, options.workers))
     else:
         simulator = GymnasiumSimulator(

@@ -79,6 +79,8 @@ def report(arguments: list[str]) -> None:
         groups = _records(command.results, command.only)
         _show(groups, command.format, command.score, command.methods)
         return
+    if command.format != "terminal":
+        raise ConfigError("--html is a page of its own: leave out --format, or --html")
     check_file("--html", command.html)
     from dtune.experiments.reports import page, pages
 
