@@ -92,3 +92,58 @@ def test_every_dependency_is_pinned():
 def test_no_pin_names_where_it_comes_from():
     for name in ("constraints.txt", "Makefile", "pyproject.toml", ".ci/run"):
         assert not re.search(r"index-url|find-links|://(?!github\.com)", (ROOT / name).read_text()), name
+
+
+PACKAGE = [path for path in SOURCES if "src" in path.parts]
+FLOORS = ("algorithms", "data", "envs", "functional", "models")
+FILE, FUNCTION = 320, 50  # lines; of a function without its docstring
+
+
+def concrete_parents(trees: list[ast.Module]) -> list[str]:
+    """Classes that inherit from one of ours that is neither a protocol nor an exception."""
+    ours = {node.name: node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+    def may_be_inherited(name: str) -> bool:
+        parents = [ast.unparse(base) for base in ours[name].bases]
+        return any(base in ("Protocol", "Exception") or (base in ours and may_be_inherited(base)) for base in parents)
+
+    return [
+        f"{name} inherits from {ast.unparse(base)}"
+        for name, node in ours.items()
+        for base in node.bases
+        if ast.unparse(base) in ours and not may_be_inherited(ast.unparse(base))
+    ]
+
+
+def lengths(tree: ast.Module) -> dict[str, int]:
+    """Lines of each function without its docstring."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[bool(ast.get_docstring(node)) :] or node.body
+            found[node.name] = (body[-1].end_lineno or 0) - body[0].lineno + 1
+    return found
+
+
+def test_every_concrete_class_is_final():
+    assert concrete_parents([ast.parse(path.read_text()) for path in PACKAGE]) == []
+    wrong = "class A: ...\nclass B(A): ...\nclass P(Protocol): ...\nclass Q(P, Protocol): ...\nclass E(Exception): ..."
+    assert concrete_parents([ast.parse(wrong + "\nclass F(E): ...")]) == ["B inherits from A"]
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_are_short(path):
+    text = path.read_text()
+    assert len(text.splitlines()) <= FILE
+    assert {name: size for name, size in lengths(ast.parse(text)).items() if size > FUNCTION} == {}
+
+
+def test_an_episode_that_ends_is_terminated_or_truncated_never_done():
+    for path in PACKAGE:
+        if path.relative_to(ROOT / "src" / "dtune").parts[0] in FLOORS:
+            words = {
+                word
+                for node in ast.walk(ast.parse(path.read_text()))
+                for word in (getattr(node, "id", ""), getattr(node, "arg", ""), getattr(node, "attr", ""))
+            }
+            assert not words & {"done", "dones"}, path

@@ -215,8 +215,8 @@ class Copies:
 
     def step(self, copies: Int64[np.ndarray, "rows"], actions: Float32[np.ndarray, "rows action"]) -> Stepped:
         """One step of each of `copies`."""
-        done = [self._copies[copy].step(action) for copy, action in zip(copies, actions)]
-        observations, rewards, *flags = zip(*done) if done else ([], [], [], [], [])
+        stepped = [self._copies[copy].step(action) for copy, action in zip(copies, actions)]
+        observations, rewards, *flags = zip(*stepped) if stepped else ([], [], [], [], [])
         return Stepped(
             self._rows(observations), np.array(rewards, np.float64), *(np.array(flag, bool) for flag in flags)
         )
