@@ -1,5 +1,5 @@
 # make demo    a policy before and after finetuning, on any CPU
-# make test    the tests, and how much of the library they reach
+# make test    the tests, and how much of the library they reach; OPTIONS go to pytest
 # make lint    style, types, and that imports only go down
 # make docs    the documentation as a site, build/site; fails at any warning
 # make clean   forgets .venv and every cache; keeps runs/
@@ -17,7 +17,7 @@ demo: $(INSTALLED)
 	.venv/bin/dtune demo
 
 test: $(INSTALLED)
-	.venv/bin/python -m pytest $(FLOORS:%=--cov=dtune.%) --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
+	.venv/bin/python -m pytest $(OPTIONS) $(FLOORS:%=--cov=dtune.%) --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .
