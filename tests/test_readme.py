@@ -1,7 +1,7 @@
 """What the documents show works: Python is run, commands exist with the options they are given.
 
 Each ```python block is run; the blocks of one document share their names and a working directory, as cells of
-a notebook do. Of each ```bash block, `dtune ...` lines must name a command that has the options shown, and
+a notebook do. Of each ```bash or ```text block, `dtune ...` lines must name a command that has the options shown, and
 `make ...` lines a target. A comment on the line before a block changes that:
 
     <!-- run -->                  runs a bash block, too

@@ -16,7 +16,7 @@ def finite(config: Any) -> None:
     for name in (field.name for field in fields(config)):
         value = getattr(config, name)
         if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(f"{name} must be a finite number, got {value}")
+            raise ConfigError(f"{name} must be a finite number, got {value}: give one, however large")
 
 
 def not_negative(config: Any, *names: str) -> None:

@@ -47,7 +47,9 @@ def decision_transformer(context_length: int, *, seed: int) -> DecisionTransform
     shape = DecisionTransformerConfig(
         observation_dim=2, action_dim=2, context_length=context_length, layers=1, heads=2, width=32, return_scale=10.0
     )
-    return DecisionTransformer(shape, seeded(seed))
+    policy = DecisionTransformer(shape, seeded(seed))
+    policy.set_statistics(torch.tensor([0.1, -0.1]), torch.tensor([0.7, 0.5]))
+    return policy
 
 
 def grpo(

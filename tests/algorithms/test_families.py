@@ -1,4 +1,4 @@
-"""Every algorithm improves both families of networks, with their dropout, attention and normalised observations."""
+"""Every algorithm of decision transformers moves both families of networks, and goes on with them bit for bit."""
 
 import math
 from collections.abc import Callable

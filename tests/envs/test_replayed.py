@@ -27,14 +27,17 @@ def test_recorded_states_are_replayed_as_the_record_says(line, replayed):
     folder = FOLDERS.get(name.split("-")[0], "mujoco")
     if folder == "adroit":
         pytest.importorskip("gymnasium_robotics")
-    found = replayed(sample_file(f"{folder}/{name}"), every=10)
+    path = sample_file(f"{folder}/{name}")
+    if path.name != line["file"]:
+        pytest.skip(f"{line['file']} is not on this machine")
+    found = replayed(path, every=10)
     assert 10 * found["rows"] == pytest.approx(int(line["rows"]), abs=10)
     assert found["median"] == pytest.approx(float(line["median"]), rel=0.2)
     assert found["below_1e-4"] == pytest.approx(float(line["below_1e-4"]), abs=0.03)
     assert found["reward_median"] == pytest.approx(float(line["reward_median"]), rel=0.2, abs=1e-12)
 
 
-def test_all_but_ants_are_within_the_precision_of_their_files():
+def test_the_record_has_all_but_ants_within_the_precision_of_their_files():
     """Ants touch the ground with more feet than the state says: the solver's warm start is in no file."""
     for line in LINES:
         if not line["file"].startswith("ant"):

@@ -523,10 +523,13 @@ def test_weights_are_put_into_a_policy_of_ones_own(tmp_path):
     run.finetune(improved, PointMass(), iterations=1, directory=tmp_path, quiet=True)
     fresh = TinyPolicy(width=improved.policy.now.out_features, seed=9)
     load_weights(fresh, tmp_path / "checkpoints" / "last")
+    other = TinyPolicy(width=5)
+    untouched = other.head.bias.clone()
     pairs = zip(fresh.parameters(), improved.policy.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
-    with pytest.raises(ConfigError, match=r"weights of another network .*size mismatch.* give one of the same shape"):
-        load_weights(TinyPolicy(width=5), tmp_path)
+    with pytest.raises(ConfigError, match=r"weights of another network \(now.weight is .*, here \(5, 3\)"):
+        load_weights(other, tmp_path)
+    assert torch.equal(other.head.bias, untouched)
     with pytest.raises(ConfigError, match="is not there"):
         load_weights(fresh, tmp_path / "nowhere")
 

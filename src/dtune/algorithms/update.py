@@ -76,7 +76,7 @@ class UpdateConfig:
         finite(self)
         above_zero(self, "learning_rate", "grad_norm_clip", "entropy_coef")
         if not 0 < self.clip_range < 1:
-            raise ConfigError(f"clip_range is a distance from 1, in (0, 1), got {self.clip_range}")
+            raise ConfigError(f"clip_range is a distance from 1, got {self.clip_range}: give one between 0 and 1")
         if self.clip_range_high is not None and self.clip_range_high <= 0:
             raise ConfigError(
                 f"clip_range_high must be above 0, got {self.clip_range_high}: leave it out to use clip_range"

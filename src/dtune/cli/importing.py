@@ -41,7 +41,7 @@ def import_policy(arguments: list[str]) -> None:
     """`dtune import PATH --out DIR`."""
     command = parse(Import, "import", arguments)
     from dtune.data.datasets import check_fits
-    from dtune.envs.sources import source
+    from dtune.envs.sources import SOURCES
     from dtune.envs.tasks import task_info
     from dtune.experiments import checkpoint
     from dtune.experiments.loading import load_dataset
@@ -52,22 +52,22 @@ def import_policy(arguments: list[str]) -> None:
         task_info(command.dataset)
     if (command.out / "checkpoints").exists():
         raise ConfigError(f"{command.out} holds checkpoints already: choose another folder")
-    known = Foreign(
+    said = Foreign(
         return_scale=command.return_scale,
         std=command.std,
         context_length=command.context_length,
         heads=command.heads,
     )
-    policy, notes = read_foreign(command.path, known)
+    policy, notes = read_foreign(command.path, said)
     shape = policy.config
     if command.data is not None:
-        splitting = source(command.dataset).splitting if command.dataset else None
-        dataset = load_dataset(command.data, splitting=splitting)
+        known = SOURCES.get(command.dataset or "")
+        dataset = load_dataset(command.data, splitting=known.splitting if known else None)
         check_fits(dataset, shape.observation_dim, shape.action_dim)
         policy.set_statistics(*dataset.observation_statistics())
         notes = notes[1:]
-    said = {"dataset": command.dataset, "return_to_go": command.return_to_go, "imported_from": str(command.path)}
-    documents = describe(policy, **{name: value for name, value in said.items() if value is not None})
+    about = {"dataset": command.dataset, "return_to_go": command.return_to_go, "imported_from": str(command.path)}
+    documents = describe(policy, **{name: value for name, value in about.items() if value is not None})
     state = {"algorithm": {"policy": policy.state_dict()}}
     written = checkpoint.save(command.out, 0, state, best=0, documents=documents)
     print(

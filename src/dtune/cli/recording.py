@@ -19,7 +19,7 @@ def record(arguments: list[str]) -> None:
         path: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PATH")]
         """A run folder (its best checkpoint) or a checkpoint."""
         out: Path | None = None
-        """The file: .mp4 or .gif; videos/ITERATION.mp4 in the run folder by default."""
+        """The file: .mp4 or .gif; videos/iteration_N.mp4 in the run folder by default."""
         before: Path | None = None
         """Another run folder or checkpoint, filmed from the same start at the left."""
         width: int = 480

@@ -1,5 +1,6 @@
 """The command that runs many: sweep."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -72,11 +73,12 @@ def sweep(arguments: list[str]) -> None:
         raise ConfigError(f"--pretrainings must be at least 1, got {command.pretrainings}")
     if command.scale not in ("paper", "small"):
         raise ConfigError(f"--scale is paper or small, got {command.scale!r}")
-    if command.minutes is not None and not command.minutes > 0:
-        raise ConfigError(f"--minutes must be above 0, got {command.minutes}")
+    if command.minutes is not None and not 0 < command.minutes < math.inf:
+        raise ConfigError(f"--minutes must be a finite number above 0, got {command.minutes}")
     if command.like is not None and command.minutes is None:
         raise ConfigError("--like says how many iterations fit into --minutes: give --minutes, or leave out --like")
     datasets, curves = _chosen(command)
+    machine = _machine(command)
     files = _files(command, datasets)
     runs = plan(
         datasets,
@@ -89,7 +91,7 @@ def sweep(arguments: list[str]) -> None:
             minutes=command.minutes, iterations=command.iterations, clock=command.clock, pace=_pace(command.like)
         ),
         pretrainings=command.pretrainings,
-        machine=_machine(command),
+        machine=machine,
     )
     if command.dry_run:
         for line in (*_data_commands(command, files), *(run.command for run in runs)):
@@ -186,9 +188,13 @@ def _pace(like: Path | None) -> "Pace | None":
 
 def _machine(command: Sweep) -> "Machine":
     from dtune.experiments.sweeps.jobs import Machine
-    from dtune.models.device import choose_device
+    from dtune.models.device import check_device, choose_device
 
-    if not command.dry_run and command.ray is None:
+    if command.ray is not None and command.device not in ("cpu", "cuda"):
+        raise ConfigError(f"with --ray, which gives each run a GPU, --device is cpu or cuda, got {command.device!r}")
+    if command.dry_run or command.ray is not None:
+        check_device(command.device)
+    else:
         choose_device(command.device)
     return Machine(threads=command.threads, device=command.device)
 

@@ -91,9 +91,9 @@ def finetune(arguments: list[str]) -> None:
     config = replace(config, threads=command.run.threads, device=command.run.device)
     choose_device(command.run.device)  # before the pretraining, which is none of its causes
     folder = command.out or Path("runs") / method / dataset / _place(chosen, network) / f"seed{command.run.seed}"
-    run.refuse_early(command.run, folder, command.mirror)
     data = (command.data or run.data_file(config)) if learner.offline else None
     if start is None and learner.policy is None:
+        run.refuse_early(command.run, folder, command.mirror)
         start = _pretrain_first(config, _pretrained(dataset, _place(chosen, network), 0), command.data)
     _finish(folder, run.finetune_preset(command.run, folder, start, data, mirror=command.mirror))
 

@@ -1,7 +1,7 @@
 """What an environment must offer: many episodes of it, side by side."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -71,13 +71,17 @@ class Simulator(Protocol):
 
 def check_members(simulator: object) -> None:
     """Raises `ConfigError` where something lacks a member of `Simulator`, and says which."""
-    if not isinstance(simulator, Simulator):
-        names = ("observation_dim", "action_dim", "horizon", "reset", "step", "keep")
-        lacking = [name for name in names if name not in dir(simulator)]
+    names = ("observation_dim", "action_dim", "horizon", "reset", "step", "keep")
+    if lacking := _lacking(simulator, names):
         raise ConfigError(
             f"{type(simulator).__name__} has no {', '.join(lacking)}: a simulator has {', '.join(names)};"
             " dtune.GymnasiumSimulator makes one of a Gymnasium environment"
         )
+
+
+def _lacking(thing: object, names: Sequence[str]) -> list[str]:
+    """Names of members that it has not; unlike `isinstance`, sees those that a wrapper passes on."""
+    return [name for name in names if getattr(thing, name, None) is None]
 
 
 @runtime_checkable
@@ -107,12 +111,12 @@ def restorable(simulator: Simulator) -> Restorable:
     Raises:
         SimulatorError: if one cannot.
     """
-    if not isinstance(simulator, Restorable):
+    if _lacking(simulator, ("snapshot", "restore")):
         raise SimulatorError(
             f"{type(simulator).__name__} has no snapshot and restore, so one cannot go back in it: add them,"
             " or use PPO-DT or Q-guided GRPO-DT, which do not need it."
         )
-    return simulator
+    return cast(Restorable, simulator)
 
 
 @runtime_checkable

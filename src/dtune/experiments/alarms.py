@@ -26,8 +26,8 @@ ALARMS = (
         key="train/fresh_ratio_error",
         above=1e-3,
         iterations=1,
-        said="importance ratios of an unchanged policy, which ought to be 1, are off by {:.2g}: `dtune.check_policy`"
-        " says which promise it breaks (with `relabel` returns change after the fact, and this follows)",
+        said="importance ratios of an unchanged policy, which ought to be 1, are off by {:.2g}: if neither `relabel`"
+        " nor a lower matmul_precision does it, the policy breaks a promise, and `dtune.check_policy` says which",
     ),
     Alarm(
         key="train/ratio_max",

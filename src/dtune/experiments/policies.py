@@ -109,11 +109,15 @@ def load_weights(policy: TrainablePolicy, path: str | Path) -> None:
         CheckpointError: if a file is damaged.
     """
     directory = find_checkpoint(Path(path), checkpoint.WEIGHTS)
-    try:
-        policy.load_state_dict(safetensors.torch.load(checkpoint.verify(directory)[checkpoint.WEIGHTS]))
-    except RuntimeError as error:
-        said = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{directory} has weights of another network ({said}): give one of the same shape") from error
+    found = safetensors.torch.load(checkpoint.verify(directory)[checkpoint.WEIGHTS])
+    theirs, ours = ({name: tuple(value.shape) for name, value in each.items()} for each in (found, policy.state_dict()))
+    if theirs != ours:  # before any of them is overwritten
+        name = next(name for name in [*theirs, *ours] if theirs.get(name) != ours.get(name))
+        raise ConfigError(
+            f"{directory} has weights of another network ({name} is {theirs.get(name, 'not there')}, here"
+            f" {ours.get(name, 'not there')}): give one of the same shape"
+        )
+    policy.load_state_dict(found)
 
 
 def find_checkpoint(path: Path, holding: str = DOCUMENT) -> Path:
@@ -138,8 +142,8 @@ def find_checkpoint(path: Path, holding: str = DOCUMENT) -> Path:
     if not path.exists():
         raise ConfigError(f"{path} is not there: {where}")
     raise ConfigError(
-        f"{path} holds no policy of dtune's: {where}, or what `dtune import` makes of a model.pt or a folder of"
-        " save_pretrained"
+        f"{path} holds no policy of dtune's: {where}; `dtune import` reads a model.pt or a folder of save_pretrained,"
+        " and dtune.load_weights a run of a policy of your own"
     )
 
 

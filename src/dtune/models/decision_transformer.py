@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from dtune.checks import at_least
+from dtune.checks import at_least, finite
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.device import to_cpu, to_device
@@ -51,6 +51,7 @@ class DecisionTransformerConfig:
     have them); later ones share the last. 0: none, as in the paper."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "observation_dim", "action_dim", "context_length", "layers", "heads", "width")
         if self.width % self.heads:
             raise ConfigError(

@@ -46,18 +46,23 @@ def to_cpu(distribution: TanhNormal) -> TanhNormal:
     return TanhNormal(distribution.mean.to(CPU), distribution.std.to(CPU))
 
 
+def check_device(name: str) -> None:
+    """Raises `ConfigError` where a name is that of no device, here or elsewhere."""
+    kind, _, number = name.partition(":")
+    if name != "cpu" and (kind != "cuda" or not (number.isdecimal() or name == kind)):
+        raise ConfigError(f"--device is cpu, cuda or cuda:N, got {name!r}")
+
+
 def choose_device(name: str) -> torch.device:
     """The device that a user names; `cuda` is, of a machine's several ranks, each one's own.
 
     Raises:
         ConfigError: if it is neither `cpu` nor a GPU (`cuda`, `cuda:1`) that is here.
     """
-    kind, _, number = name.partition(":")
+    check_device(name)
     if name == "cpu":
         return CPU
-    if kind != "cuda" or not (number.isdecimal() or name == kind):
-        raise ConfigError(f"--device is cpu, cuda or cuda:N, got {name!r}")
-    index = int(number or os.environ.get("LOCAL_RANK", "0"))
+    index = int(name.partition(":")[2] or os.environ.get("LOCAL_RANK", "0"))
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if index >= here:
         raise ConfigError(

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dtune.checks import at_least
+from dtune.checks import at_least, finite
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.critics import initialise_linear
@@ -36,6 +36,7 @@ class PerceptronPolicyConfig:
     """Probability of dropping a hidden unit, in training mode only."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "observation_dim", "action_dim", "width", "layers")
         if self.context_length != 1:
             raise ConfigError(

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from dtune.checks import at_least
+from dtune.checks import at_least, finite
 from dtune.data.steps import Steps
 from dtune.errors import ConfigError
 from dtune.models.critics import initialise_linear
@@ -56,6 +56,7 @@ class ReinformerConfig:
     """Positions in an episode that have an embedding of their own; later ones share the last."""
 
     def __post_init__(self) -> None:
+        finite(self)
         at_least(self, 1, "observation_dim", "action_dim", "context_length", "layers", "heads", "width", "timesteps")
         if self.width % self.heads:
             raise ConfigError(

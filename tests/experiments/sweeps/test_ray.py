@@ -8,7 +8,7 @@ from test_sweep import finish, ledger_of, log_of, outcomes, rows, start_sweep, t
 
 from dtune.cli import main
 from dtune.errors import ConfigError
-from dtune.experiments.sweeps.jobs import starts
+from dtune.experiments.sweeps.jobs import Machine, starts
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore")]
@@ -90,3 +90,20 @@ def test_what_is_no_cluster_is_refused(address):
 
     with pytest.raises(ConfigError, match=address):
         RayEngine(address)
+
+
+def test_runs_that_no_node_can_hold_are_refused_and_those_that_one_can_are_placed():
+    from dtune.experiments.sweeps.ray_engine import RayEngine
+
+    class Nodes:
+        def nodes(self):
+            return [{"Alive": True, "Resources": {"CPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 1.0}}]
+
+        def shutdown(self): ...
+
+    engine = object.__new__(RayEngine)
+    engine._ray, engine._cluster = Nodes(), None
+    engine._check_room(Machine(threads=2))
+    for machine in (Machine(threads=3), Machine(device="cuda")):
+        with pytest.raises(ConfigError, match=r"no node of the cluster has \d CPUs and \d GPUs for a run: lower"):
+            engine._check_room(machine)

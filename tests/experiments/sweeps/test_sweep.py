@@ -367,12 +367,14 @@ def test_every_command_is_given_the_threads_and_the_device(dtune):
     assert all("--threads 4 --device cuda" in line for line in commands)
 
 
-def test_a_device_that_is_not_here_is_refused_before_anything_begins(dtune, tmp_path):
-    (tmp_path / "hopper-medium-v2.hdf5").touch()
-    code, out, err = dtune("--datasets", "hopper-medium-v2", "--data", ".", "--device", "cuda:99")
+def test_a_device_that_is_not_here_is_refused_before_anything_begins(dtune, tmp_path, monkeypatch):
+    monkeypatch.setenv("DTUNE_DATA", str(tmp_path / "home"))
+    code, out, err = dtune("--datasets", "hopper-random-v2", "--scale", "small", "--device", "cuda:99")
     assert (code, out) == (2, "")
     assert "--device cuda:99 is GPU 99" in err
-    assert os.listdir(tmp_path) == ["hopper-medium-v2.hdf5"]
+    assert os.listdir(tmp_path) == []  # nothing was recorded
+    for where, device in (("--dry-run", "banana"), ("--ray=local:2", "cuda:1")):
+        assert device in dtune("--datasets", "hopper-random-v2", "--device", device, where)[2]
 
 
 def test_a_figure_with_other_datasets(dtune):
@@ -393,7 +395,8 @@ def test_a_figure_with_other_datasets(dtune):
         (("--table", "1", "--seeds", "0"), "--seeds must be at least 1"),
         (("--table", "1", "--jobs", "0"), "--jobs must be at least 1"),
         (("--table", "1", "--scale", "huge"), "--scale is paper or small"),
-        (("--table", "1", "--minutes", "0"), "--minutes must be above 0"),
+        (("--table", "1", "--minutes", "0"), "--minutes must be a finite number above 0"),
+        (("--table", "1", "--minutes", "inf"), "--minutes must be a finite number above 0"),
         (("--table", "1", "--pretrainings", "0"), "--pretrainings must be at least 1"),
         (("--datasets", "hopper-random-v2", "--methods", "trpo", "--dry-run"), "there is no method 'trpo'"),
         (("--datasets", "hopper-random-v9", "--dry-run"), "hopper-random-v9"),

@@ -110,7 +110,7 @@ def write_results(
         raise DataError(
             f"{source} holds no finetuning run on a dataset of the paper that was judged and is finished"
             f"{f', in a folder {only}' if only else ''}: give a run folder, or one above some, and go on with what was"
-            " stopped; name the folder of a run made from Python DATASET_METHOD_seedN, as hopper-random-v2_ppo_seed0."
+            " stopped; a run from Python is known by its folder's name, hopper-random-v2_ppo_seed0 for example."
         )
     for sentence in unlike_seeds(whole):
         say(sentence)
@@ -172,7 +172,7 @@ def identify(folder: Path) -> Identity | None:
     config, command = _document(folder / "config.json"), begun(folder).get("command", [])
     preset = next((word for before, word in pairwise(command) if before == "finetune"), "")
     method, _, dataset = preset.partition("/")
-    dataset, seed = config.get("dataset") or config.get("task") or dataset, config.get("seed")
+    dataset, seed = config.get("dataset", dataset), config.get("seed")
     if "evaluate_every" not in config or not dataset or not isinstance(seed, int):
         return None  # a pretraining, or not ours
     parts = [part for part in reversed(folder.parts) if part.partition("+")[0] == method or not method]

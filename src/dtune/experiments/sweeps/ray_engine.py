@@ -1,5 +1,6 @@
 """Jobs on a Ray cluster: Ray places them, and tries them again when a worker or a whole node is gone."""
 
+import math
 import os
 import socket
 import time
@@ -61,7 +62,7 @@ class RayEngine:
         except ImportError:
             raise ConfigError("--ray needs the package ray: pip install 'dtune[ray]'") from None
         self._ray: Any = ray
-        self._cluster = _local_cluster(address, jobs * machine.threads) if address.startswith(LOCAL) else None
+        self._cluster = _local_cluster(address, jobs, machine) if address.startswith(LOCAL) else None
         try:
             if self._cluster is None:
                 _knock(address)
@@ -73,6 +74,7 @@ class RayEngine:
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             said = " ".join(str(error).split())[:200]
             raise ConfigError(f"there is no Ray cluster at {address} ({said}): give --ray its address") from error
+        self._check_room(machine)
         # max_calls: a process a task, so that none inherits anything from the one before
         self._task = ray.remote(
             num_cpus=machine.threads,
@@ -84,6 +86,16 @@ class RayEngine:
         self._jobs: dict[Any, Job] = {}
         self._begun: dict[str, int] = {}  # starts in a job's log, when it was submitted and as of now
         self._seen: dict[str, int] = {}
+
+    def _check_room(self, machine: Machine) -> None:
+        """Refuses runs that no node could hold: Ray would wait for ever for one that can."""
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if not any(node.get("CPU", 0) >= machine.threads and node.get("GPU", 0) >= machine.gpus for node in nodes):
+            self.close()
+            raise ConfigError(
+                f"no node of the cluster has {machine.threads} CPUs and {machine.gpus} GPUs for a run: lower --threads,"
+                " or leave out --device"
+            )
 
     def submit(self, job: Job) -> None:
         """Hands a job to the cluster."""
@@ -144,7 +156,7 @@ def _knock(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
-def _local_cluster(address: str, cpus: int) -> Any:
+def _local_cluster(address: str, jobs: int, machine: Machine) -> Any:
     """A cluster of the nodes asked for, in processes on this machine."""
     from ray.cluster_utils import Cluster
 
@@ -152,7 +164,12 @@ def _local_cluster(address: str, cpus: int) -> Any:
     if not count.isdecimal() or not int(count):
         raise ConfigError(f"--ray {address}: say local:2 for a cluster of two nodes on this machine")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 gives way to all else on the machine
-    options = {"num_cpus": max(1, cpus // int(count)), "object_store_memory": 80 * 2**20}
+    each = math.ceil(jobs / int(count))
+    options = {
+        "num_cpus": each * machine.threads,
+        "num_gpus": each * machine.gpus,
+        "object_store_memory": 80 * 2**20,
+    }
     cluster = Cluster(initialize_head=True, head_node_args={**options, "include_dashboard": False})
     for _ in range(int(count) - 1):
         cluster.add_node(**options)
