@@ -301,7 +301,7 @@ def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
         (["finetune", "grpo/ant-medium-v2", "--algorithm.lookahead-length", "-5"], ["lookahead_length", "-5"]),
         (["finetune", "grpo/ant-medium-v2", "--algorithm.gamma", "1.5"], ["gamma", "1.5"]),
         (["finetune", "grpo/ant-medium-v2", "--algorithm.reset-selection", "x"], ["'active', 'uniform'"]),
-        (["finetune", "grpo/ant-medium-v2", "--algorithm.update.clip-range", "0"], ["clip_range", "in (0, 1)"]),
+        (["finetune", "grpo/ant-medium-v2", "--algorithm.update.clip-range", "0"], ["clip_range", "between 0 and 1"]),
         (["finetune", "grpo/ant-medium-v2", "--algorithm.return-to-go", "nan"], ["return_to_go must be a finite"]),
         (["finetune", "iql/ant-medium-v2", "--architecture", "reinformer"], ["IQL", "leave out --architecture"]),
         (["finetune", "grpo/ant-medium-v2", "--threads", "0"], ["threads must be at least 1"]),
