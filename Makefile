@@ -6,7 +6,6 @@
 #
 # The first of them installs everything into .venv. Another Python: make PYTHON=/path/to/python3.12
 
-FLOORS := functional data models envs algorithms
 SUITABLE := import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 INSTALLED := .venv/.installed
 
@@ -17,7 +16,7 @@ demo: $(INSTALLED)
 	.venv/bin/dtune demo
 
 test: $(INSTALLED)
-	.venv/bin/python -m pytest $(OPTIONS) $(FLOORS:%=--cov=dtune.%) --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
+	.venv/bin/python -m pytest $(OPTIONS) --cov=dtune --cov-branch --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(INSTALLED)
 	.venv/bin/ruff check .

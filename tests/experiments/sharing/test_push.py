@@ -333,7 +333,7 @@ def test_a_run_begun_from_is_looked_up_only_where_its_hash_is_the_one_recorded(
 def test_every_command_of_a_run_is_told_once(finetuned, tmp_path):
     shutil.copytree(finetuned, tmp_path / "run", symlinks=True)
     meta = json.loads((finetuned / "meta.json").read_bytes())
-    (first,) = (command for command in facts_of(finetuned).commands if command[1] == "finetune")
+    (first,) = (command for command in facts_of(finetuned).commands if command[1:2] == ["finetune"])
     longer = [*meta["begun"]["command"], "--iterations", "9"]
     again = [meta["begun"] | {"command": words} for words in (meta["begun"]["command"], longer, longer)]
     (tmp_path / "run" / "meta.json").write_text(json.dumps(meta | {"continued": [*again, 3, {}]}))
