@@ -30,6 +30,7 @@ from dtune.algorithms.q_guided import QGuidedConfig
 from dtune.algorithms.supervised import SupervisedConfig
 from dtune.algorithms.td3 import CriticConfig
 from dtune.algorithms.update import UpdateConfig
+from dtune.envs.collect import collect_episodes
 from dtune.errors import ConfigError, DataError, DtuneError, SimulatorError
 from dtune.experiments import checkpoint
 from dtune.experiments.loading import load_dataset
@@ -169,6 +170,8 @@ def test_refuses_a_world_in_which_one_cannot_go_back():
     world = PointMass()
     with pytest.raises(SimulatorError, match=r"has no snapshot and restore.*or use PPO-DT or Q-guided GRPO-DT"):
         LEARNERS["grpo"]().iterate(OneWay(world))
+    with pytest.raises(SimulatorError, match="has no snapshot and restore"):
+        collect_episodes(LEARNERS["grpo"]().policy, OneWay(world), 2, -3.0, torch.Generator(), snapshots=True)
     assert LEARNERS["ppo"]().iterate(OneWay(world))
 
 

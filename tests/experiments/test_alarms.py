@@ -25,9 +25,9 @@ def test_an_untrue_ratio_is_told_at_once_and_once():
 def test_what_may_happen_now_and_then_is_told_after_some_on_end():
     for alarm, said in zip(ALARMS[1:], ("now to 50: the policy moves far", "now 5000%"), strict=True):
         alarms, bad = Alarms(), WELL | {alarm.key: 50.0}
-        rows = [bad] * (PATIENCE - 1) + [WELL] + [bad] * (PATIENCE + 3)
+        rows = [bad] * (PATIENCE - 1) + [WELL] + [bad] * PATIENCE + [WELL] + [bad] * (PATIENCE + 1)
         heard = [list(alarms.heard(row)) for row in rows]
-        assert [len(sentences) for sentences in heard] == [0] * (2 * PATIENCE - 1) + [1] + [0] * 3
+        assert [len(sentences) for sentences in heard] == [0] * (2 * PATIENCE - 1) + [1] + [0] * (PATIENCE + 2)
         assert said in heard[2 * PATIENCE - 1][0]
 
 

@@ -22,7 +22,7 @@ from dtune.algorithms.collect import joined
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.supervised import training
 from dtune.checks import at_least, finite, one_of
-from dtune.data.datasets import Dataset, check_fits
+from dtune.data.datasets import Dataset
 from dtune.data.experience import TransitionReplay, return_unit
 from dtune.data.steps import concatenate, empty_steps
 from dtune.envs.rollout import Episodes, Rollout
@@ -32,6 +32,7 @@ from dtune.functional.bellman import advantage_weights, expectile_loss, soft_upd
 from dtune.models.critics import TwinCritic, ValueNetwork, initialise_linear
 from dtune.models.device import device_of
 from dtune.models.perceptron_policy import PerceptronPolicy, PerceptronPolicyConfig, explore, log_likelihood
+from dtune.models.policy import check_learns_from
 
 RewardScaling = Literal["both", "offline", "none"]
 
@@ -118,7 +119,7 @@ class IQL:
         self, policy: PerceptronPolicy, config: IQLConfig, dataset: Dataset, generator: torch.Generator | None = None
     ):
         sizes = (policy.config.observation_dim, policy.action_dim)
-        check_fits(dataset, *sizes)
+        check_learns_from(policy, dataset)
         self.policy, self.config = policy.eval(), config
         self.generator = generator or torch.Generator().manual_seed(0)
         self.value = ValueNetwork(sizes[0], width=config.width, activation=torch.nn.ReLU)

@@ -52,13 +52,13 @@ def import_policy(arguments: list[str]) -> None:
         task_info(command.dataset)
     if (command.out / "checkpoints").exists():
         raise ConfigError(f"{command.out} holds checkpoints already: choose another folder")
-    said = Foreign(
+    foreign = Foreign(
         return_scale=command.return_scale,
         std=command.std,
         context_length=command.context_length,
         heads=command.heads,
     )
-    policy, notes = read_foreign(command.path, said)
+    policy, notes = read_foreign(command.path, foreign)
     shape = policy.config
     if command.data is not None:
         known = SOURCES.get(command.dataset or "")

@@ -11,6 +11,7 @@ from dtune.cli.options import parse
 from dtune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dtune.experiments.presets import Scale
     from dtune.experiments.sweeps.estimates import Pace
     from dtune.experiments.sweeps.jobs import Engine, Machine
     from dtune.experiments.sweeps.plans import Curve
@@ -71,8 +72,7 @@ def sweep(arguments: list[str]) -> None:
             raise ConfigError(f"--{name} must be at least 1, got {getattr(command, name)}")
     if command.pretrainings is not None and command.pretrainings < 1:
         raise ConfigError(f"--pretrainings must be at least 1, got {command.pretrainings}")
-    if command.scale not in ("paper", "small"):
-        raise ConfigError(f"--scale is paper or small, got {command.scale!r}")
+    scale = _scale(command)
     if command.minutes is not None and not 0 < command.minutes < math.inf:
         raise ConfigError(f"--minutes must be a finite number above 0, got {command.minutes}")
     if command.like is not None and command.minutes is None:
@@ -84,7 +84,7 @@ def sweep(arguments: list[str]) -> None:
         datasets,
         curves,
         seeds=command.seeds,
-        scale="small" if command.scale == "small" else "paper",
+        scale=scale,
         out=command.out,
         files=files,
         budget=Budget(
@@ -98,7 +98,13 @@ def sweep(arguments: list[str]) -> None:
             print(line)
         announce(runs, None, jobs=command.jobs, out=command.out, say=print)
         return
-    run_sweep(runs, command.out, partial(_engine, command), jobs=command.jobs, say=partial(print, flush=True))
+    run_sweep(runs, command.out, partial(_engine, command, machine), jobs=command.jobs, say=partial(print, flush=True))
+
+
+def _scale(command: Sweep) -> "Scale":
+    if command.scale not in ("paper", "small"):
+        raise ConfigError(f"--scale is paper or small, got {command.scale!r}")
+    return "small" if command.scale == "small" else "paper"
 
 
 def _spell_out(arguments: list[str]) -> list[str]:
@@ -145,7 +151,7 @@ def _files(command: Sweep, datasets: Sequence[str]) -> dict[str, Path]:
         raise ConfigError(f"--data {command.data} is no folder: give the one that holds the datasets")
     found, missing = {}, []
     for name in datasets:
-        config = presets.pretraining(name, "small" if command.scale == "small" else "paper")
+        config = presets.pretraining(name, _scale(command))
         own = [] if command.data is None else sorted(command.data.rglob(f"{name}.hdf5"))
         own += [] if command.data is None else sorted(command.data.rglob(f"{name}.*.hdf5"))
         if own:
@@ -170,7 +176,7 @@ def _data_commands(command: Sweep, files: dict[str, Path]) -> Iterator[str]:
 
     for name, path in files.items():
         if not path.is_file() and source(name).random:
-            episodes = presets.pretraining(name, "small" if command.scale == "small" else "paper").random_episodes
+            episodes = presets.pretraining(name, _scale(command)).random_episodes
             yield f"dtune data make {name} --episodes {episodes}"
         elif not path.is_file():
             yield f"dtune data download {name}"
@@ -199,11 +205,11 @@ def _machine(command: Sweep) -> "Machine":
     return Machine(threads=command.threads, device=command.device)
 
 
-def _engine(command: Sweep) -> "Engine":
+def _engine(command: Sweep, machine: "Machine") -> "Engine":
     if command.ray is None:
         from dtune.experiments.sweeps.jobs import LocalEngine
 
         return LocalEngine(command.jobs)
     from dtune.experiments.sweeps.ray_engine import RayEngine
 
-    return RayEngine(command.ray, command.jobs, machine=_machine(command))
+    return RayEngine(command.ray, command.jobs, machine=machine)
