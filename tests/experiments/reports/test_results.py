@@ -1,5 +1,6 @@
 """Records in `results/`: what is written is read again, and what is damaged is refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ from invented import curve
 from dtune.errors import DataError
 from dtune.experiments.reports.results import parse_name, read_curve, read_results, write_curve
 
-DEMO = Path(__file__).parents[3] / "results" / "demo"
+README = Path(__file__).parents[3] / "README.md"
+DEMO = README.parent / "results" / "demo"
 GOOD = "iteration,env_steps,return,normalized_score,seed\n0,,1.5,2.5,0\n10,100,2,3,0\n"
 
 
@@ -89,8 +91,13 @@ def test_what_lies_together_is_compared(tmp_path):
 
 def test_the_demo_in_git_is_what_the_readme_says():
     (runs,) = read_results(DEMO).values()
-    scores = {(run.method, run.seed): round(run.final, 1) for run in runs}
-    assert scores[("grpo", 0)] == 78.5
-    assert scores[("ppo", 1)] == 77.2
-    assert len(runs) == 8
+    scores = {(run.method, run.seed): (round(run.final, 1), round(run.best, 1)) for run in runs}
+    rows = re.findall(r"^\| (\d) ((?:\| [\d. M]+ ){8})\|$", README.read_text(), re.MULTILINE)
+    said = {}
+    for seed, cells in rows:
+        of_grpo, of_ppo = (cells.split("|")[first : first + 2] for first in (1, 5))
+        said["grpo", int(seed)] = tuple(map(float, of_grpo))
+        said["ppo", int(seed)] = tuple(map(float, of_ppo))
+    assert len(said) == 6
+    assert scores == said
     assert not any(b"\r" in path.read_bytes() for path in DEMO.glob("*.csv"))
