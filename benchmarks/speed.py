@@ -13,8 +13,9 @@ iteration   a whole iteration of GRPO-DT against naive, put together of its meas
 gemm        arithmetic of the acting path, of updates and of pretraining against the machine's fastest matrix product
 walks       cost of a step of a walk, against the number of walks and threads
 memory      peak memory of a process that does two iterations at the paper's scale
-small       environment steps a second of whole iterations at scale `small`, against MuJoCo's open loop: of one run with
-            all threads, and of runs of one thread each, as many side by side
+small       environment steps a second of whole iterations at scale `small`, of one run with all threads and of as many
+            runs of one thread each: against MuJoCo's open loop over the very same steps, and over the first 40 of
+            episodes under random actions, which are easier, because Hoppers that lie have more contacts
 """
 
 import argparse
@@ -22,11 +23,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -39,9 +42,13 @@ from dtune.algorithms.supervised import SupervisedConfig, SupervisedUpdate
 from dtune.algorithms.update import ClippedUpdate, UpdateConfig
 from dtune.data.steps import Steps
 from dtune.envs.rollout import Rollout
+from dtune.envs.simulator import Outcome
 from dtune.envs.tasks import make_simulator
 from dtune.experiments.presets import finetuning
 from dtune.models.products import packed
+
+Stretch = tuple[np.ndarray, torch.Tensor]
+"""Where walks were put, `[rows, snapshot]`, and every action since then, `[steps, rows, action]`."""
 
 
 def physics(size: Size) -> Iterator[Line]:
@@ -180,6 +187,25 @@ class Small:
             self.algorithm.iterate(self.simulator)
         return (sum(self.algorithm.metrics.env_steps.values()) - done) / (time.perf_counter() - begin)
 
+    def stretches(self) -> list[Stretch]:
+        """The physics of as many iterations, a stretch from where walks were put until one of them ends."""
+        found: list[tuple[np.ndarray, list[torch.Tensor]]] = []
+        left, step = np.zeros((0, 0)), self.simulator.step
+
+        def remembered(actions: torch.Tensor) -> Outcome:
+            nonlocal left
+            now = self.simulator.snapshot()
+            if not np.array_equal(now, left):
+                found.append((now, []))
+            found[-1][1].append(actions.clone())
+            outcome = step(actions)
+            left = self.simulator.snapshot()
+            return outcome
+
+        with patch.object(self.simulator, "step", remembered):
+            self.rate()
+        return [(start, torch.stack(actions)) for start, actions in found]
+
 
 def beside(size: Size) -> None:
     """Iterates with one thread; for every line it is sent, prints the rate of some iterations and processor seconds."""
@@ -190,20 +216,34 @@ def beside(size: Size) -> None:
         print(run.rate(), time.process_time() - begin, flush=True)
 
 
+def open_loop(stretches: list[Stretch], threads: int) -> Callable[[], float]:
+    """MuJoCo alone over all of `stretches`; calling it gives steps a second."""
+    simulator = hoppers(threads)
+    loops = {rows: open_loops(simulator, rows, threads)["step"] for rows in {len(start) for start, _ in stretches}}
+
+    def rate() -> float:
+        steps = [actions[..., 0].numel() for _, actions in stretches]
+        rates = [float(loops[len(start)](start, actions)[0]) for start, actions in stretches]
+        return sum(steps) / float(np.divide(steps, rates).sum())
+
+    return rate
+
+
 def small(size: Size) -> Iterator[Line]:
     run, simulator = Small(size, size.threads), hoppers(size.threads)
     rows = run.config.reset_trajectories * run.config.reset_points * run.config.group_size
-    loop = open_loops(simulator, rows, size.threads)["step"]
     simulator.reset(rows, torch.Generator().manual_seed(0))
-    start, actions = simulator.snapshot(), 2 * torch.rand(40, rows, 3) - 1
-    found: dict[str, list[float]] = {"one": [], "side": [], "raw": [], "processor": []}
+    random = [(simulator.snapshot(), 2 * torch.rand(40, rows, 3) - 1)]
+    raw = {name: open_loop(walked, size.threads) for name, walked in (("same", run.stretches()), ("random", random))}
+    found: dict[str, list[float]] = {"one": [], "side": [], "processor": [], **{name: [] for name in raw}}
     with ExitStack() as stack:
         others = [stack.enter_context(child("beside", size)) for _ in range(size.threads)]
         assert all(tell(other) == "ready" for other in others)
         before = clocks()
         for _ in range(size.iterations):
             found["one"].append(run.rate())
-            found["raw"].append(float(loop(start, actions)[0]))
+            for name, rate in raw.items():
+                found[name].append(rate())
             for other in others:
                 print(file=other.stdin, flush=True)
             rates, seconds = zip(*(map(float, tell(other).split()) for other in others))
@@ -212,11 +252,14 @@ def small(size: Size) -> Iterator[Line]:
         wall, own, busy = clocks() - before
     torch.set_num_threads(size.threads)
     foreign = max(0.0, (busy - own - sum(found["processor"])) / wall)
-    for name, who in (("one", f"one run, {size.threads} threads"), ("side", f"{size.threads} runs of one thread each")):
-        ratio = float(np.median(np.divide(found[name], found["raw"])))
-        ours, raw = float(np.median(found[name])), float(np.median(found["raw"]))
-        what = f"whole iterations at scale small, {who}, against MuJoCo's open loop"
-        yield line("small", what, ours, raw, ratio, "steps/s", foreign)
+    whole = {"one": f"one run, {size.threads} threads", "side": f"{size.threads} runs of one thread each"}
+    loops = {"same": "the open loop of the same steps", "random": "MuJoCo's open loop"}
+    for (name, who), (bar, what) in product(whole.items(), loops.items()):
+        ratio = float(np.median(np.divide(found[name], found[bar])))
+        ours, other = float(np.median(found[name])), float(np.median(found[bar]))
+        yield line(
+            "small", f"whole iterations at scale small, {who}, against {what}", ours, other, ratio, "steps/s", foreign
+        )
 
 
 def child(job: str, size: Size) -> subprocess.Popen[str]:

@@ -81,7 +81,7 @@ def speed(monkeypatch, one_thread):
 
 def test_every_row_of_the_table_of_ratios_can_be_had_by_itself(speed, monkeypatch, tmp_path, capsys):
     assert list(speed.ROWS) == ["rollout", "parts", "physics", "iteration", "gemm", "walks", "memory", "small"]
-    expected = {"rollout": 2, "parts": 3, "physics": 1, "iteration": 2, "gemm": 8, "walks": 2, "small": 2}
+    expected = {"rollout": 2, "parts": 3, "physics": 1, "iteration": 2, "gemm": 8, "walks": 2, "small": 4}
     for row, lines in expected.items():
         out = tmp_path / f"{row}.csv"
         monkeypatch.setattr(sys, "argv", ["speed.py", "--quick", "--threads", "1", "--rows", row, "--out", str(out)])
@@ -92,6 +92,20 @@ def test_every_row_of_the_table_of_ratios_can_be_had_by_itself(speed, monkeypatc
         assert all(float(line[name]) > 0 for line in table for name in ("dtune", "other", "ratio"))
         assert all(line["machine"] and line["torch"] for line in table)
         assert table[0]["what"] in capsys.readouterr().out
+
+
+def test_the_open_loop_of_small_goes_over_every_step_of_its_iterations(speed, monkeypatch):
+    run = speed.Small(speed.quick(1), 1)
+    done = run.algorithm.metrics.env_steps.copy()
+    stretches = run.stretches()
+    steps = sum(run.algorithm.metrics.env_steps.values()) - sum(done.values())
+    assert sum(actions[..., 0].numel() for _, actions in stretches) == steps
+    shapes = [tuple(actions.shape[:2]) for _, actions in stretches]  # steps, rows
+    assert shapes.count((30, run.config.episodes_per_iteration * run.config.collection_interval)) == 1
+    assert len(shapes) < sum(steps for steps, _ in shapes) / 2  # a new one only where walks are put elsewhere or end
+    start, actions = stretches[0]
+    loop = speed.open_loops(run.simulator, len(start), 1)["step"]
+    assert loop(start, actions).shape == (2,)
 
 
 @pytest.mark.slow
