@@ -19,7 +19,7 @@ class EntropyDual:
     def __init__(self, initial: float, target: float, learning_rate: float):
         self.target = target
         self.log_coef = torch.tensor(float(initial)).log().requires_grad_()
-        self.optimizer = torch.optim.Adam([self.log_coef], lr=learning_rate)
+        self.optimizer = torch.optim.Adam([self.log_coef], lr=learning_rate, fused=True)
 
     @property
     def coef(self) -> float:

@@ -129,7 +129,7 @@ class IQL:
             network.to(device_of(policy))
         self.target = deepcopy(self.critic).requires_grad_(False)
         self.optimizers = {
-            name: torch.optim.Adam(getattr(self, name).parameters(), lr=config.learning_rate, foreach=True)
+            name: torch.optim.Adam(getattr(self, name).parameters(), lr=config.learning_rate, fused=True)
             for name in ("value", "policy", "critic")
         }
         scale = 1.0 if config.reward_scaling == "none" else 1000 * return_unit(dataset)

@@ -126,7 +126,7 @@ class PPO:
         )
         initialise_linear(value, self.generator)
         value.to(device_of(self.policy))
-        self.value_optimizer = torch.optim.AdamW(value.parameters(), lr=config.value_learning_rate, foreach=True)
+        self.value_optimizer = torch.optim.AdamW(value.parameters(), lr=config.value_learning_rate, fused=True)
         return value
 
     def _collect(self, simulator: Simulator) -> dict[str, Tensor]:

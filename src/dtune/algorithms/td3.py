@@ -77,7 +77,7 @@ class TD3Critic:
         self.network.set_statistics(*dataset.observation_statistics())
         self.network.to(device_of(policy))
         self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
+            self.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         self.target = deepcopy(self.network).requires_grad_(False)
         self.target_policy = deepcopy(policy).requires_grad_(False).eval()

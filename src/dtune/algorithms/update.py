@@ -94,7 +94,7 @@ def make_optimizer(
     """LAMB or AdamW over all parameters of `policy`."""
     if kind == "lamb":
         return Lamb(policy.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    return torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay, foreach=True)
+    return torch.optim.AdamW(policy.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=True)
 
 
 @dataclass(frozen=True)
