@@ -9,16 +9,18 @@ from learners import (
     LEARNERS,
     Witness,
     decision_transformer,
+    grpo,
     iql,
     mean_return,
     odt,
     odt_td3,
     parameters,
+    ppo,
     q_guided,
     same_state,
     supervised,
 )
-from pointmass import PointMass
+from pointmass import PointMass, TinyPolicy
 
 from dtune.algorithms.grpo import GRPOConfig
 from dtune.algorithms.iql import IQLConfig
@@ -36,6 +38,7 @@ from dtune.experiments import checkpoint
 from dtune.experiments.loading import load_dataset
 from dtune.experiments.loop import Schedule
 from dtune.experiments.presets import FinetuneConfig, PretrainConfig
+from dtune.models.policy import at_context
 
 every = pytest.mark.parametrize("name", LEARNERS)
 both_contexts = pytest.mark.parametrize(
@@ -181,6 +184,54 @@ class OneWay:
     def __init__(self, world: PointMass):
         self.observation_dim, self.action_dim, self.horizon = world.observation_dim, world.action_dim, world.horizon
         self.reset, self.step, self.keep = world.reset, world.step, world.keep
+
+
+class Strict(TinyPolicy):
+    """Takes the protocol at its word: no window is longer than the context it was told of."""
+
+    def forward(self, context):
+        assert context.mask.shape[1] <= self.context_length
+        return super().forward(context)
+
+
+@pytest.mark.parametrize("context_length", [1, 3])
+@pytest.mark.parametrize("make", [grpo, ppo, q_guided, odt, odt_td3, supervised], ids=lambda make: make.__name__)
+def test_windows_are_never_longer_than_the_policy_was_told(make, context_length):
+    longer = {odt: {"update": {"context_length": 6}}, odt_td3: {"update": {"context_length": 6}}}
+    algorithm = make(context_length, policy=Strict, **longer.get(make, {}))
+    for _ in range(2):
+        algorithm.iterate(PointMass())
+        assert algorithm.policy.context_length == context_length
+
+
+class BreaksOnce(Witness):
+    """Its first episode breaks, late."""
+
+    def reset(self, count, generator):
+        self.faults = {} if self.walks else {0: 180}
+        return super().reset(count, generator)
+
+
+@pytest.mark.parametrize("make", [grpo, ppo, q_guided, odt, odt_td3, iql], ids=lambda make: make.__name__)
+def test_one_broken_episode_is_not_the_end(make):
+    alone = {} if make is iql else {"episodes_per_iteration": 1}
+    algorithm, simulator = make(**alone), BreaksOnce(horizon=200)
+    row = algorithm.iterate(simulator)
+    assert row["rollout/faulty"] == 1
+    assert row["count/env_steps_trajectories"] >= 181
+
+
+def test_a_policy_is_told_its_own_context_again_whatever_happens():
+    policy, told = TinyPolicy(3, seed=0), []
+
+    def interrupted():
+        with at_context(policy, 7):
+            told.append(policy.context_length)
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        interrupted()
+    assert (told, policy.context_length) == ([7], 3)
 
 
 NUMBERS = [

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from dtune.algorithms.metrics import Metrics, too_many_faults
+from dtune.algorithms.collect import ROUNDS, collect_sound
+from dtune.algorithms.metrics import MANY_WALKS, Metrics, too_many_faults
 from dtune.data.steps import Steps, empty_steps
 from dtune.envs.rollout import Episodes
 from dtune.errors import NumericError
@@ -128,12 +129,48 @@ def test_of_long_walks_nine_in_ten_may_break(broken, stops):
     assert too_many_faults(broken, 20, 20 * 400) == stops
 
 
-def test_without_a_sound_walk_long_ones_are_too_many():
-    metrics = Metrics()
-    metrics.count_episodes(episodes(), Episodes(steps(400, time=400), torch.zeros(1, 400, 0), torch.zeros(1, 2),
-                                                torch.ones(1) == 1))  # fmt: skip
-    with pytest.raises(NumericError, match="1 of 1 walks"):
-        metrics.refuse_faults()
+def test_of_few_long_walks_all_may_break():
+    assert not too_many_faults(MANY_WALKS - 1, MANY_WALKS - 1, MANY_WALKS * 400)
+    assert too_many_faults(MANY_WALKS, MANY_WALKS, MANY_WALKS * 400)
+    assert too_many_faults(1, 1, 99)
+
+
+def broken(length: int) -> Episodes:
+    one = torch.ones(1)
+    return Episodes(steps(length, time=length), torch.zeros(1, length, 0), torch.zeros(1, 2), one == 1)
+
+
+def rounds(*sound: int):
+    """Walks of one episode, of as many sound ones as is said, else of a faulty one; and how many there were."""
+    walked = iter(sound)
+
+    def collect():
+        done.append(1)
+        return (episodes(8), episodes()) if next(walked) else (episodes(), broken(400))
+
+    done: list[int] = []
+    return collect, done
+
+
+def test_walks_again_until_an_episode_is_sound():
+    (collect, done), metrics = rounds(0, 0, 1, 1), Metrics()
+    assert len(collect_sound(collect, metrics, remembered=0)) == 1
+    assert len(done) == 3
+    row = metrics.end()
+    assert (row["rollout/faulty"], row["count/env_steps"]) == (2, 808)
+
+
+def test_does_not_walk_again_where_episodes_are_remembered():
+    (collect, done), metrics = rounds(0, 1), Metrics()
+    assert len(collect_sound(collect, metrics, remembered=1)) == 0
+    assert len(done) == 1
+
+
+def test_some_rounds_without_a_sound_episode_are_too_many():
+    (collect, done), metrics = rounds(*[0] * 10), Metrics()
+    with pytest.raises(NumericError, match=f"no episode of {ROUNDS} rounds was sound"):
+        collect_sound(collect, metrics, remembered=0)
+    assert len(done) == ROUNDS
 
 
 def test_without_a_sound_episode_there_is_no_return_to_tell():

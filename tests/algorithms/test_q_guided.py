@@ -5,6 +5,7 @@ import torch
 from learners import Witness, q_guided, standardised
 from pointmass import PointMass
 
+from dtune.algorithms import q_guided as q_guided_module
 from dtune.data.steps import Steps
 from dtune.data.transitions import asked_returns_to_go
 from dtune.envs.simulator import Restorable, Simulator
@@ -80,6 +81,14 @@ def test_what_an_action_is_worth_is_what_the_critics_say(value):
     assert row["rollout/value"] == pytest.approx(worth.mean().item(), abs=1e-5)
     assert row["rollout/value_spread"] == pytest.approx(worth.std(1).mean().item(), abs=1e-5)
     assert not both[0].equal(both.amin(0))
+
+
+def test_all_ranks_go_by_the_values_of_the_first(monkeypatch):
+    """So that they agree on who is within the margin, however their processors round."""
+    algorithm = q_guided()
+    members = algorithm.dataset.sample_windows(3, 1, algorithm.generator)
+    monkeypatch.setattr(q_guided_module.parallel, "from_first", lambda values: torch.full_like(values, 7.0))
+    assert algorithm._try_actions(members)[1].eq(7).all()
 
 
 def test_the_margin_drops_what_is_near_the_mean():

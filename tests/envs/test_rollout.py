@@ -399,3 +399,19 @@ def test_copies_of_a_point_stand_side_by_side():
         assert torch.equal(getattr(copies, name), getattr(points, name)[order])
     for name, value in vars(points.history).items():
         assert torch.equal(getattr(copies.history, name), value[order])
+
+
+class Scaling(PointMass):
+    """Works on the actions it is given in place."""
+
+    def step(self, actions):
+        return super().step(actions.mul_(0.5))
+
+
+@pytest.mark.parametrize("context", [1, 3])
+def test_what_a_simulator_does_with_its_actions_is_not_what_was_done(context):
+    walk = begin(Scaling(), 4, context)
+    steps = walk.advance(5, generator=seeded(2))
+    assert steps.actions.equal(steps.raw_actions.tanh())
+    if context > 1:
+        assert walk._history.actions[:, -1].equal(steps.actions[:, -1])

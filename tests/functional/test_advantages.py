@@ -179,6 +179,13 @@ def test_a_margin_of_zero_drops_exact_ties_only():
     assert outside_margin(returns, 0.0).tolist() == [[True, False, True], [False] * 3, [True] * 3]
 
 
+def test_whoever_has_no_advantage_because_all_are_equal_is_dropped():
+    returns = torch.tensor([[500.0, 500.0, 500.0, 500.0 + 1e-5], [500.0, 500.0, 500.0, 500.01]], dtype=torch.float64)
+    assert not group_advantages(returns)[0].any()
+    assert outside_margin(returns, 0.0).tolist() == [[False] * 4, [True] * 4]
+    assert outside_margin(returns, -1.0).all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 0.1, -437.3, 1e6 / 7])
 def test_rounding_of_the_mean_breaks_no_tie(dtype, value):

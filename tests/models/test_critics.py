@@ -68,6 +68,15 @@ def test_observations_that_never_change_keep_their_unit():
     assert value(seen).abs().max() < 10  # a unit, not a millionth of one
 
 
+def test_a_single_observation_has_no_spread():
+    value = ValueNetwork(3)
+    value.set_statistics(
+        torch.tensor([[1.0, -2.0, 0.0]])
+    )  # PyTorch warns of a deviation of one, which is an error here
+    assert value.observation_mean.tolist() == [1.0, -2.0, 0.0]
+    assert value.observation_std.tolist() == [1.0, 1.0, 1.0]
+
+
 def test_what_hardly_moved_may_move_later():
     """A nail that trembled by some micrometres while nobody touched it."""
     seen = observations()

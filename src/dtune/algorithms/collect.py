@@ -11,12 +11,35 @@ from dtune.data.datasets import Dataset, recorded
 from dtune.envs.collect import collect_episodes
 from dtune.envs.rollout import Episodes
 from dtune.envs.simulator import Simulator
-from dtune.errors import NumericError
+from dtune.errors import FaultsError
 from dtune.models.distributions import TanhNormal
 from dtune.models.policy import Policy
 
 ROUNDS = 4
 """Rounds without a sound episode, one behind the other, that are one too many."""
+
+
+def collect_sound(collect: Callable[[], tuple[Episodes, Episodes]], metrics: Metrics, *, remembered: int) -> Episodes:
+    """Walks once, and again as long as there is no sound episode to learn from, neither new nor remembered.
+
+    Args:
+        collect: gives the sound and the faulty ones of some episodes.
+        metrics: told of all that was walked.
+        remembered: episodes there are already.
+
+    Returns:
+        The sound ones of the last round.
+
+    Raises:
+        FaultsError: if there are too many faults, or `ROUNDS` rounds in a row brought no sound episode.
+    """
+    for _ in range(ROUNDS):
+        sound, faulty = collect()
+        metrics.count_episodes(sound, faulty)
+        if len(sound) or remembered:
+            return sound
+        metrics.refuse_faults()
+    raise _none_sound()
 
 
 def collect_dataset(
@@ -47,7 +70,7 @@ def collect_dataset(
         The sound episodes.
 
     Raises:
-        NumericError: if `ROUNDS` rounds in a row brought no sound episode.
+        FaultsError: if `ROUNDS` rounds in a row brought no sound episode.
     """
     parts: list[tuple[Episodes, Episodes]] = []
     count, vain = episodes, 0
@@ -59,15 +82,19 @@ def collect_dataset(
         if vain and vain < ROUNDS:
             continue
         if vain:
-            raise NumericError(
-                f"no episode of {ROUNDS} rounds was sound, all met NaN or a simulator warning: check the environment,"
-                " or lower the learning rate; the last checkpoint is intact"
-            )
+            raise _none_sound()
         missing = min_steps - int(together[0].lengths.sum())
         needed = math.ceil(missing / int(together[0].lengths.max())) if missing > 0 else 0
         count = min(needed, len(together[0]))
     metrics.count_episodes(*together)
     return recorded(together[0].steps, together[0].terminated, "the run's own episodes")
+
+
+def _none_sound() -> FaultsError:
+    return FaultsError(
+        f"no episode of {ROUNDS} rounds was sound, all met NaN or a simulator warning: check the environment,"
+        " or lower the learning rate; the last checkpoint is intact"
+    )
 
 
 def joined(parts: Iterable[Episodes]) -> Episodes:

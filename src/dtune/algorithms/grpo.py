@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from dtune import parallel
+from dtune.algorithms.collect import collect_sound
 from dtune.algorithms.members import optimise, own_members, remember
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import Selection, draw_points
@@ -155,8 +156,6 @@ class GRPO:
         self.metrics.begin()
         if self.iteration % self.config.collection_interval == 0:
             self.replay.extend(self._collect(simulator).rows())  # 2
-        if not len(self.replay):
-            self.metrics.refuse_faults()  # no good episode at all
         episodes = Episodes.from_rows(self.replay.rows)
         points = self._choose_reset_points(episodes)  # 3, 4, 5
         members, returns, valid = self._grow_groups(simulator, points)  # 6
@@ -172,7 +171,8 @@ class GRPO:
     def _collect(self, simulator: Restorable) -> Episodes:
         """Rolls out full trajectories under the current policy, asking for `return_to_go`."""
         config = self.config
-        episodes, faulty = collect_episodes(
+        collect = partial(
+            collect_episodes,
             self.policy,
             simulator,
             config.episodes_per_iteration * config.collection_interval,
@@ -181,8 +181,7 @@ class GRPO:
             snapshots=True,
             log_probs=False,  # nothing is learned from these themselves
         )
-        self.metrics.count_episodes(episodes, faulty)
-        return episodes
+        return collect_sound(collect, self.metrics, remembered=len(self.replay))
 
     def _choose_reset_points(self, episodes: Episodes) -> ResetPoints:
         """Draws episodes in proportion to their length, and on each the steps to go back to; gives this rank's."""

@@ -60,7 +60,7 @@ def optimise(
         buffer: filled by `remember`.
         update: of the policy.
         passes: times each member is used.
-        batch_size: members a gradient step.
+        batch_size: members a gradient step, at most: the steps of a pass have as many as each other, give or take one.
         iteration: the present one: the ratios of its members are watched at the first step, where they ought to be 1.
         generator: draws the order, and noise for entropies.
 
@@ -74,7 +74,7 @@ def optimise(
     members = Steps(**rows)
     reference = update.refer(members)
     for _ in range(passes):
-        for index in torch.randperm(len(buffer), generator=generator).split(batch_size):
+        for index in torch.randperm(len(buffer), generator=generator).tensor_split(-(-len(buffer) // batch_size)):
             places, own = buffer.find(index)
             fresh = born[places] == iteration if unchanged else None
             batch, part = members.map(itemgetter(places)), Part(own, len(index))

@@ -15,6 +15,8 @@ FAULT_LIMIT = 0.01
 """Largest share of an iteration's steps that may break the walk they belong to."""
 FAULTY_WALKS_LIMIT = 0.9
 """Largest share of its walks that may break, at whatever rate."""
+MANY_WALKS = 10
+"""Of fewer walks than these that share says nothing."""
 
 _COUNTS = ("trajectories", "subtrajectories", "lookahead")
 
@@ -23,14 +25,14 @@ def too_many_faults(faulty: int, walks: int, steps: int) -> bool:
     """Whether a simulator has broken down, or whoever acts in it.
 
     A fault ends its walk, so there are as many steps that broke as walks: their share of all steps does not depend on
-    how long walks are. Where hardly a walk is sound, nothing is left to learn from.
+    how long walks are. Where hardly one of many walks is sound, little is left to learn from.
 
     Args:
         faulty: walks that a fault ended.
         walks: all that were walked.
         steps: taken on them together.
     """
-    return faulty > FAULT_LIMIT * steps or faulty > FAULTY_WALKS_LIMIT * walks
+    return faulty > FAULT_LIMIT * steps or (walks >= MANY_WALKS and faulty > FAULTY_WALKS_LIMIT * walks)
 
 
 class Metrics:

@@ -20,7 +20,7 @@ from dtune.checks import at_least, finite
 from dtune.data.datasets import Dataset, drop_lowest_return
 from dtune.data.trajectories import TrajectoryReplay
 from dtune.envs.simulator import Simulator
-from dtune.models.policy import TrainablePolicy, check_learns_from
+from dtune.models.policy import TrainablePolicy, at_context, check_learns_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,10 @@ class ODT:
             min_steps=config.min_steps,
         )
         self.replay.extend(walked)  # 2
-        self.policy.context_length = fit.context_length
-        for _ in range(fit.updates_per_iteration):
-            windows = self.replay.dataset.sample_windows(fit.batch_size, fit.context_length, self.generator)  # 3
-            self.metrics.add_update(self.update.step(windows, self.generator))  # 4
-        self.policy.context_length = config.context_length
+        with at_context(self.policy, fit.context_length):
+            for _ in range(fit.updates_per_iteration):
+                windows = self.replay.dataset.sample_windows(fit.batch_size, fit.context_length, self.generator)  # 3
+                self.metrics.add_update(self.update.step(windows, self.generator))  # 4
         self.metrics.set("train/replay_trajectories", len(self.replay))
         self.metrics.set("train/replay_return", self.replay.dataset.returns.mean().item())
         return self.metrics.end()

@@ -32,7 +32,7 @@ from dtune.data.transitions import Transitions, sample_transitions
 from dtune.envs.simulator import Simulator
 from dtune.functional.objectives import masked_mean
 from dtune.models.distributions import TanhNormal
-from dtune.models.policy import TrainablePolicy
+from dtune.models.policy import TrainablePolicy, at_context
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,8 +112,9 @@ class ODTTD3:
                 length=fit.context_length, history=0, generator=self.generator,
             )  # fmt: skip
         self._collect(simulator)  # 1
-        for _ in range(fit.updates_per_iteration):  # 2
-            self.metrics.add_update(self._improve())
+        with at_context(self.policy, fit.context_length):
+            for _ in range(fit.updates_per_iteration):  # 2
+                self.metrics.add_update(self._improve())
         self.metrics.set("count/critic_steps", self.critic.updates)
         self.metrics.set("train/replay_trajectories", len(self.replay))
         self.metrics.set("train/replay_return", self.replay.dataset.returns.mean().item())

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dtune import parallel
+from dtune.algorithms.collect import collect_sound
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.update import ClippedUpdate, Part, UpdateConfig
 from dtune.checks import above_zero, at_least, finite
@@ -101,8 +103,6 @@ class PPO:
         """One iteration of Algorithm 2; comments name its lines."""
         self.metrics.begin()
         self.replay.extend(self._collect(simulator))  # 2
-        if not len(self.replay):
-            self.metrics.refuse_faults()  # no good episode at all
         episodes = Episodes.from_rows(self.replay.rows)
         if self.value is None:
             observations = episodes.steps.observations[episodes.steps.mask]
@@ -132,10 +132,15 @@ class PPO:
     def _collect(self, simulator: Simulator) -> dict[str, Tensor]:
         """Rolls out full trajectories under the current policy, asking for `return_to_go`."""
         config = self.config
-        episodes, faulty = collect_episodes(
-            self.policy, simulator, config.episodes_per_iteration, config.return_to_go, self.generator
+        collect = partial(
+            collect_episodes,
+            self.policy,
+            simulator,
+            config.episodes_per_iteration,
+            config.return_to_go,
+            self.generator,
         )
-        self.metrics.count_episodes(episodes, faulty)
+        episodes = collect_sound(collect, self.metrics, remembered=len(self.replay))
         rows = episodes.rows()
         if config.relabel:
             rows["returns_to_go"] = returns_to_go(episodes.steps.rewards, episodes.steps.mask)

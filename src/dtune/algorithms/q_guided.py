@@ -9,12 +9,15 @@ G actions from there              ├── a₁   Q(sₕ, a₁)      never exec
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from dtune import parallel
+from dtune.algorithms.collect import collect_sound
 from dtune.algorithms.members import optimise, own_members, remember
 from dtune.algorithms.metrics import Metrics
 from dtune.algorithms.points import draw_points
@@ -139,8 +142,6 @@ class QGuidedGRPO:
             self._learn_offline()
         self._collect(simulator)  # 2
         self._learn_values()
-        if not len(self.replay):
-            self.metrics.refuse_faults()  # no good episode at all
         contexts = self._choose_states(Episodes.from_rows(self.replay.rows))  # 3, 4, 5
         members, values = self._try_actions(contexts)  # 6
         self._remember(members, values)  # 7, 8
@@ -164,10 +165,16 @@ class QGuidedGRPO:
     def _collect(self, simulator: Simulator) -> None:
         """Rolls out full trajectories under the current policy, asking for `return_to_go`."""
         config = self.config
-        episodes, faulty = collect_episodes(
-            self.policy, simulator, config.episodes_per_iteration, config.return_to_go, self.generator, log_probs=False
+        collect = partial(
+            collect_episodes,
+            self.policy,
+            simulator,
+            config.episodes_per_iteration,
+            config.return_to_go,
+            self.generator,
+            log_probs=False,
         )
-        self.metrics.count_episodes(episodes, faulty)
+        episodes = collect_sound(collect, self.metrics, remembered=len(self.replay))
         self.replay.extend(episodes.rows())
         self.transitions.extend(recorded(episodes.steps, episodes.terminated, self.dataset.name))
 
@@ -229,6 +236,7 @@ class QGuidedGRPO:
         )
         both = self.critic.network(members.observations[:, -1], members.actions[:, -1])
         values = (both[0] if config.value == "first" else both.amin(0)).double().view(-1, config.group_size)
+        values = parallel.from_first(values)  # of other processors' critics some member might not be within the margin
         self.metrics.set("rollout/value", values.mean().item())
         self.metrics.set("rollout/value_spread", values.std(1).mean().item())
         return members, values

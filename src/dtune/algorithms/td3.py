@@ -20,7 +20,7 @@ from dtune.functional.bellman import smoothed_actions, soft_update, td_target, t
 from dtune.functional.objectives import masked_mean
 from dtune.models.critics import TwinCritic, initialise_linear
 from dtune.models.device import device_of
-from dtune.models.policy import TrainablePolicy, check_learns_from
+from dtune.models.policy import TrainablePolicy, at_context, check_learns_from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,8 @@ class TD3Critic:
     def targets(self, batch: Transitions, generator: torch.Generator) -> Float[Tensor, "batch own"]:
         """y of each step to learn from; of no meaning where `known` is False."""
         config, own, following = self.config, batch.own, batch.following
-        actions = self.target_policy(following).mode[:, batch.history :]
+        with at_context(self.target_policy, following.mask.shape[1]):
+            actions = self.target_policy(following).mode[:, batch.history :]
         noise = torch.randn(actions.shape, generator=generator)
         actions = smoothed_actions(actions, noise, std=config.smoothing_std, limit=config.smoothing_limit)
         values = self.target(following.observations[:, batch.history :], actions).amin(0)

@@ -162,7 +162,7 @@ class Rollout:
             now = {"raw_actions": raw, "actions": raw.tanh()}
             if self._fast is None:
                 now["log_probs"] = distribution.base_log_prob(raw)
-            outcome = yield now["actions"]
+            outcome = yield now["actions"].clone()  # a simulator may do with its own what it likes
             assert outcome is not None
             self._take({name: column[time] for name, column in columns.items()}, now, outcome)
         return taken

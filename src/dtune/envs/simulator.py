@@ -56,7 +56,8 @@ class Simulator(Protocol):
         """Advances every row by one step.
 
         Args:
-            actions: one for each present row, in [-1, 1]. NaN in a row makes that row faulty, and no other.
+            actions: one for each present row, in [-1, 1]. NaN in a row makes that row faulty, and no other. They are
+                the simulator's own: it may change them in place.
 
         Returns:
             Observations, rewards and endings, in the rows' order. A row that has ended may be stepped on,

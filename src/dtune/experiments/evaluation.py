@@ -40,7 +40,8 @@ class Evaluation:
         walked, faulty = collect_episodes(
             policy, self.simulator, self.episodes, self.return_to_go, generator, sample=False, log_probs=False
         )
-        if too_many_faults(len(faulty), self.episodes, int(walked.lengths.sum() + faulty.lengths.sum())):
+        steps = int(walked.lengths.sum() + faulty.lengths.sum())
+        if not len(walked) or too_many_faults(len(faulty), self.episodes, steps):
             raise NumericError(
                 f"{len(faulty)} of {self.episodes} evaluation episodes met NaN or a simulator warning: the policy or"
                 " the environment has broken down; the last checkpoint is intact"

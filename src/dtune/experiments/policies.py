@@ -112,7 +112,7 @@ def load_weights(policy: TrainablePolicy, path: str | Path) -> None:
     found = safetensors.torch.load(checkpoint.verify(directory)[checkpoint.WEIGHTS])
     theirs, ours = ({name: tuple(value.shape) for name, value in each.items()} for each in (found, policy.state_dict()))
     if theirs != ours:  # before any of them is overwritten
-        name = next(name for name in [*theirs, *ours] if theirs.get(name) != ours.get(name))
+        name = next(name for name in [*ours, *sorted(theirs)] if theirs.get(name) != ours.get(name))
         raise ConfigError(
             f"{directory} has weights of another network ({name} is {theirs.get(name, 'not there')}, here"
             f" {ours.get(name, 'not there')}): give one of the same shape"

@@ -91,9 +91,7 @@ def group_advantages(
     if returns.shape[-1] < 2:
         raise ValueError(f"a group needs at least 2 members to form a baseline, got {returns.shape[-1]}")
     valid = torch.ones_like(returns, dtype=torch.bool) if valid is None else valid
-    centred, largest = _centre(returns, valid)
-    # a group of one has no spread: 0 / 1 rather than 0 / 0
-    std = (centred.square().sum(-1, keepdim=True) / (valid.sum(-1, keepdim=True) - 1).clamp(min=1)).sqrt()
+    centred, std, equal = _centre(returns, valid)
     advantages = centred
     if scale == "group":
         advantages = centred / (std + eps)
@@ -103,7 +101,7 @@ def group_advantages(
     if baseline == "leave_one_out":
         members = valid.sum(-1, keepdim=True)
         advantages = advantages * members / (members - 1).clamp(min=1)
-    return advantages.masked_fill(std <= EQUAL_RETURNS * largest, 0)
+    return advantages.masked_fill(equal, 0)
 
 
 def outside_margin(
@@ -116,23 +114,26 @@ def outside_margin(
     Args:
         returns: one return for each member of each group, in environment reward units.
         margin: Δ_r, in the units of `returns`. Strict: 0 drops the members that equal their group's mean,
-            as all do in a group of equal returns; a negative one drops nobody.
+            as all do in a group of equal returns (see `EQUAL_RETURNS`); a negative one drops nobody.
         valid: False on members to leave out: they do not count in the mean and are never marked.
     """
     valid = torch.ones_like(returns, dtype=torch.bool) if valid is None else valid
-    centred, largest = _centre(returns, valid)
+    centred, _, equal = _centre(returns, valid)
     # What rounding can put between a mean and its members: three times 0.1 has mean 0.10000000000000002.
-    rounding = torch.finfo(returns.dtype).eps * returns.shape[-1] * largest
-    return (centred.abs() > margin + rounding) & valid
+    rounding = torch.finfo(returns.dtype).eps * returns.shape[-1] * returns.masked_fill(~valid, 0).abs()
+    outside = centred.masked_fill(equal, 0).abs() > margin + rounding.amax(-1, keepdim=True)
+    return outside & valid
 
 
 def _centre(
     returns: Float[Tensor, "batch group"], valid: Bool[Tensor, "batch group"]
-) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch 1"]]:
-    """Rᵢ - mean(R) over valid members, 0 on the others; and the largest valid |R| of each group."""
-    counted = returns.masked_fill(~valid, 0)
-    mean = counted.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True).clamp(min=1)
-    return (counted - mean).masked_fill(~valid, 0), counted.abs().amax(-1, keepdim=True)
+) -> tuple[Float[Tensor, "batch group"], Float[Tensor, "batch 1"], Bool[Tensor, "batch 1"]]:
+    """Rᵢ - mean(R) over valid members, 0 on the others; their standard deviation; whether all are equal."""
+    counted, count = returns.masked_fill(~valid, 0), valid.sum(-1, keepdim=True)
+    centred = (counted - counted.sum(-1, keepdim=True) / count.clamp(min=1)).masked_fill(~valid, 0)
+    # a group of one has no spread: 0 / 1 rather than 0 / 0
+    std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return centred, std, std <= EQUAL_RETURNS * counted.abs().amax(-1, keepdim=True)
 
 
 def generalized_advantages(

@@ -48,8 +48,9 @@ class ValueNetwork(nn.Module):
 
         What hardly moves in them may move later, as a nail does: no unit is below a hundredth of the median one.
         """
-        unit = _unit_of(observations.std(0))
-        moving = unit[observations.std(0) > CONSTANT]
+        spread = observations.std(0, correction=min(1, len(observations) - 1))
+        unit = _unit_of(spread)
+        moving = unit[spread > CONSTANT]
         self.observation_mean.copy_(observations.mean(0))
         self.observation_std.copy_(unit.clamp(min=0.01 * moving.median().item()) if len(moving) else unit)
 

@@ -1,6 +1,7 @@
 """What a decision transformer must offer to be finetuned."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -53,6 +54,17 @@ class Policy(Protocol):
             returns_to_go: what the policy was conditioned on at this step, in environment units.
             rewards: what this step earned, in environment units.
         """
+
+
+@contextmanager
+def at_context(policy: Policy, length: int) -> Iterator[None]:
+    """`policy` is given windows of up to `length` steps meanwhile."""
+    before = policy.context_length
+    policy.context_length = length
+    try:
+        yield
+    finally:
+        policy.context_length = before
 
 
 @runtime_checkable

@@ -111,6 +111,23 @@ def test_many_datasets_have_a_file_an_axis(tmp_path):
     assert [path.stem for path in written][::2] == ["figure_3_iteration", "figure_3_env_steps", "figure_3_seconds"]
 
 
+def test_only_panels_of_one_dataset_share_their_vertical_axis(tmp_path, monkeypatch):
+    names = ["hopper-random-v2", "ant-random-v2", "pen-human-v1", "door-human-v1"]
+    curves = [
+        learning(name, method, 0, 10.0 * 10**place, 4) for place, name in enumerate(names) for method in ("dt", "grpo")
+    ]
+    shown = _axes(monkeypatch)
+    draw_all(curves, tmp_path, ["3"])
+    tops = [axes.get_ylim()[1] for axes in shown if axes.get_visible()]
+    assert len(tops) == 12
+    assert len(set(tops)) == 4
+    shown.clear()
+    draw_all(curves[:4], tmp_path, ["3"])  # a row a dataset
+    assert len(shown) == 6
+    assert len({axes.get_ylim() for axes in shown[:3]}) == 1
+    assert shown[0].get_ylim() != shown[3].get_ylim()
+
+
 def test_a_figure_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no figure 5: choose of 1, 2a"):
         draw_all([curve()], tmp_path, ["5"])

@@ -38,6 +38,9 @@ Panel = tuple[str, Axis, Mapping[str, Band]]
 THIN = 0.8
 """Width of the lines of single seeds, where there is no mean of them."""
 
+W_PAD = 0.09
+"""Inches left and right of a panel: the last number of one axis and the first of the next stay apart."""
+
 WIDE = 3
 """More datasets than this in a figure: a panel each, and a file an axis."""
 
@@ -93,7 +96,7 @@ def draw_panels(
     names: Mapping[str, str], up: str = "normalised score", endings: Sequence[str] = (".png",),
     logarithmic: bool = False,
 ) -> list[Path]:  # fmt: skip
-    """Draws panels in rows of `columns`, with one legend below all.
+    """Draws panels in rows of `columns`, with one legend below all; rows of one title share their vertical axis.
 
     Args:
         panels: title, axis and the bands by method, each.
@@ -114,15 +117,17 @@ def draw_panels(
     from matplotlib import pyplot
 
     rows = -(-len(panels) // columns)
+    headings = [heading for heading, _, _ in panels]
+    alike = all(len(set(headings[first : first + columns])) == 1 for first in range(0, len(panels), columns))
     with pyplot.rc_context(STYLE):
         figure, grid = pyplot.subplots(
             rows,
             columns,
             figsize=(3.3 * columns, 2.5 * rows + 0.9),
             squeeze=False,
-            layout="constrained",
-            sharey="row" if columns == len(AXES) else False,
+            sharey="row" if alike else False,
         )
+        figure.set_layout_engine("constrained", w_pad=W_PAD)
         for number, axes in enumerate(grid.flat):
             if number >= len(panels):
                 axes.set_visible(False)
