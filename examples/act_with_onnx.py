@@ -1,7 +1,7 @@
 """Acts in Gymnasium's Hopper with an exported policy; of dtune and torch it needs nothing.
 
 dtune export runs/grpo/hopper-random-v2/small/seed3 --out policy.onnx
-python examples/act_with_onnx.py policy.onnx
+python examples/act_with_onnx.py policy.onnx [return to ask for]
 """
 
 import sys
@@ -12,9 +12,14 @@ import onnxruntime
 
 DTYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_}
 
+if len(sys.argv) not in (2, 3):
+    sys.exit(f"usage: {__doc__}")
 session = onnxruntime.InferenceSession(sys.argv[1])
 window = {input.name: np.zeros([1, *input.shape[1:]], DTYPES[input.type]) for input in session.get_inputs()}
-return_to_go = float(session.get_modelmeta().custom_metadata_map["return_to_go"])  # asked for when it was trained
+known = session.get_modelmeta().custom_metadata_map.get("return_to_go")  # asked for when it was trained
+if known is None and len(sys.argv) < 3:
+    sys.exit(f"{sys.argv[1]} does not say which return to ask for: give it as the second argument")
+return_to_go = float(sys.argv[2] if len(sys.argv) > 2 else known)
 env = gymnasium.make("Hopper-v5")
 observation, _ = env.reset(seed=0)
 earned, timestep, ended = 0.0, 0, False

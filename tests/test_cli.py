@@ -24,7 +24,7 @@ from dtune import cli
 from dtune.data.hdf5 import write_hdf5
 from dtune.errors import DataError, NumericError, SimulatorError
 from dtune.experiments import presets, run
-from dtune.experiments.folder import locked, settle_config
+from dtune.experiments.folder import locked, settle_config, write_meta
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -266,6 +266,21 @@ def test_what_is_refused_anyway_is_refused_before_a_pretraining(dtune, asked, mo
     assert len(asked) == 2
 
 
+def test_another_start_than_the_runs_is_refused_before_a_pretraining(dtune, asked):
+    command = ["finetune", "ppo/hopper-medium-v2", "--scale", "small", "--out", "run"]
+    settle_config(Path("run"), presets.finetuning("ppo", "hopper-medium-v2", "small"))
+    write_meta(Path("run"), source=Path("theirs/checkpoints/best"), digest="ab")
+    refused(dtune(*command), 2, "run was begun from theirs/checkpoints/best: say --policy theirs/checkpoints/best")
+    assert not asked
+
+
+def test_an_architecture_that_the_policy_has_not_is_refused(dtune, pretrained, asked):
+    command = ["finetune", "grpo/hopper-random-v2", "--scale", "small", "--policy", str(pretrained)]
+    refused(dtune(*command, "--architecture", "reinformer"), 2, "holds a DecisionTransformer, and no Reinformer")
+    assert not asked
+    assert dtune(*command, "--architecture", "dt").code == 0
+
+
 def test_a_refused_pretraining_points_at_policy(dtune, pretrained, tmp_path):
     shutil.copytree(pretrained, tmp_path / "runs/pretrain/hopper-random-v2/small/seed0", symlinks=True)
     data = next((pretrained.parent / "data").iterdir())
@@ -480,7 +495,7 @@ def test_bad_data_later_lose_nothing(dtune, tmp_path):
 
 def test_data_that_have_to_be_fetched_say_where_to_put_them(dtune, tmp_path):
     said = dtune("pretrain", "hopper-medium-v2", "--scale", "small")
-    refused(said, 3, f"{tmp_path}/datasets/hopper-medium-v2.hdf5 is not there", "--data PATH")
+    refused(said, 3, f"{tmp_path}/datasets/hopper-medium-v2.hdf5 is not there", "another file (--data PATH")
 
 
 # Bad folders

@@ -109,6 +109,13 @@ def test_show_tells_what_is_in_a_file(data, tmp_path):
     assert max(map(len, said.out.splitlines())) <= 80
 
 
+def test_show_gives_no_score_of_another_task(data, tmp_path):
+    write_hdf5(tmp_path / "a.hdf5", columns())
+    said = data("show", "a.hdf5", "--task", "walker2d")
+    assert said.code == 3
+    assert "observations of 11 and actions of 3 numbers where 17 and 6 are needed" in said.err
+
+
 def test_show_says_what_is_odd(data, tmp_path):
     write_hdf5(tmp_path / "a.hdf5", columns() | {"rewards": torch.zeros(12)})
     said = data("show", "a.hdf5", "--splitting", "adroit")
@@ -192,6 +199,8 @@ def test_make_records_where_pretraining_looks(data, tmp_path):
     assert (tmp_path / "there" / "x.hdf5").read_bytes() == content
     assert len(read_hdf5(path)) == 4
     assert data("show", "hopper-random-v2").code == 0
+    other = data("make", "walker2d-random", "--episodes", "4", "--out", "there/x.hdf5")
+    assert (other.code, "there/x.hdf5 is there already: choose another --out" in other.err) == (2, True)
 
 
 @pytest.mark.parametrize(

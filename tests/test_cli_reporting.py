@@ -90,6 +90,15 @@ def test_columns_and_score_can_be_chosen(results, capsys):
     assert "iql" in fails(["report", str(results), "--methods", "iql"], 2, capsys)
 
 
+def test_variants_without_a_column_are_named(results, capsys):
+    main(["report", str(results), "--format", "markdown"])
+    said = capsys.readouterr()
+    assert "left out: grpo+relabel (--methods says which to show)" in said.err
+    assert "relabel" not in said.out
+    main(["report", str(results), "--methods", "grpo"])
+    assert "left out" not in capsys.readouterr().err
+
+
 def test_a_page_of_results(results, tmp_path, capsys):
     main(["report", str(results), "--html", str(tmp_path / "x.html")])
     assert str(tmp_path / "x.html") in capsys.readouterr().out

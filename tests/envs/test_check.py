@@ -136,6 +136,14 @@ def test_what_is_wrong_with_steps_is_found(change, name, match):
     assert all(other.passed for other in findings[: findings.index(found[name])])
 
 
+def test_numbers_that_break_without_a_cause_are_found():
+    """Whoever finetunes there has 20 of 20 evaluation episodes broken."""
+    findings = {found.name: found for found in check_simulator(Point(faults={2: 3}, broken=np.nan), steps=30)}
+    assert not findings["same seed"].passed
+    assert "a row is faulty though all of its actions lay in [-1, 1]" in findings["same seed"].message
+    assert findings["same seed"].needed
+
+
 def test_rows_that_are_mixed_up_are_found():
     class Wrong(Point):
         def keep(self, rows):

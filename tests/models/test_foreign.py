@@ -19,7 +19,7 @@ from dtune.experiments.policies import load_policy, read_about
 from dtune.models.check import check_policy
 from dtune.models.foreign import Foreign, read_foreign
 
-OBS, ACT, WIDTH, HEADS, LAYERS, TIMES = 5, 3, 16, 2, 2, 60
+OBS, ACT, WIDTH, HEADS, LAYERS, TIMES = 11, 3, 16, 2, 2, 60
 
 
 def weights(encoder, *, stochastic=True, ordering=False):
@@ -290,6 +290,16 @@ def test_the_command_writes_a_checkpoint_to_start_from(tmp_path, capsys):
         main(["import", str(source), "--out", str(tmp_path / "slip"), "--dataset", "hopper-medum-v2"])
     assert end.value.code == 2
     assert "hopper-medium-v2" in capsys.readouterr().err
+    assert not (tmp_path / "slip").exists()
+    for option, value, part in (
+        ("--return-to-go", "nan", "--return-to-go is a finite number"),
+        ("--context-length", "0", "context_length"),
+        ("--dataset", "walker2d-medium-v2", "walker2d has 17 and 6"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["import", str(source), "--out", str(tmp_path / "slip"), option, value])
+        assert end.value.code == 2
+        assert part in capsys.readouterr().err
     assert not (tmp_path / "slip").exists()
     with pytest.raises(SystemExit) as end:
         main(["import", str(tmp_path / "nothing.pt"), "--out", str(tmp_path / "slip")])

@@ -218,7 +218,7 @@ class IQL:
         if not torch.isfinite(loss):
             raise NumericError(
                 f"the loss of IQL's {name} stopped being finite at update {self.updates}: lower learning_rate or"
-                " inverse_temperature, or scale the rewards, and go on from the last checkpoint"
+                " inverse_temperature, or scale the rewards, in a new run"
             )
         self.optimizers[name].zero_grad()
         loss.backward()

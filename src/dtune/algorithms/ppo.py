@@ -202,7 +202,7 @@ class PPO:
         if not torch.isfinite(loss):
             raise NumericError(
                 f"the value network's loss stopped being finite in iteration {self.iteration + 1}: lower"
-                " value_learning_rate, or raise value_scale, and go on from the last checkpoint"
+                " value_learning_rate, or raise value_scale, in a new run that begins with the last checkpoint"
             )
         self.value_optimizer.step()
         return loss.item()

@@ -128,7 +128,7 @@ class TD3Critic:
         if not torch.isfinite(loss):
             raise NumericError(
                 f"the critics' loss stopped being finite at critic update {self.updates}: lower critic.learning_rate,"
-                " or critic.reward_scale, and go on from the last checkpoint"
+                " or critic.reward_scale, in a new run that begins with the last checkpoint"
             )
         self.optimizer.zero_grad()
         loss.backward()

@@ -155,7 +155,7 @@ class ClippedUpdate:
         if not torch.isfinite(norm):
             raise NumericError(
                 f"the policy's gradient stopped being finite at update {self.updates}: lower the learning rate"
-                " (or the clip range) and go on from the last checkpoint"
+                " (or the clip range) in a new run that begins with the last checkpoint"
             )
         metrics["train/learning_rate"] = self._set_learning_rate()
         self.optimizer.step()

@@ -79,6 +79,7 @@ def show(arguments: list[str]) -> None:
 
     command = parse(Show, "data show", arguments)
     from dtune.data.columns import check_values, make_dataset
+    from dtune.data.datasets import check_fits
     from dtune.data.summary import remarks
     from dtune.envs.sources import SOURCES
     from dtune.envs.tasks import task_info
@@ -86,8 +87,7 @@ def show(arguments: list[str]) -> None:
 
     known = SOURCES.get(command.name)
     task = command.task or (command.name if known else None)
-    if task is not None:
-        task_info(task)
+    info = None if task is None else task_info(task)
     splitting = command.splitting or (known.splitting if known else "locomotion")
     if known and known.random and not here(command.name):
         raise DataError(f"{command.name} is not recorded yet: `dtune data make {command.name}` does that.")
@@ -103,6 +103,8 @@ def show(arguments: list[str]) -> None:
         number = "a problem" if len(problems) == 1 else f"{len(problems)} problems"
         raise DataError(f"{path} has {number}, listed above: it cannot be trained on as it is.")
     dataset = make_dataset(columns, name=path, splitting=splitting)
+    if info is not None:
+        check_fits(dataset, info.observation_dim, info.action_dim)
     showing.show_episodes(dataset, splitting, task)
     if known:
         showing.show_published(command.name, dataset)
@@ -168,6 +170,8 @@ def make(arguments: list[str]) -> None:
     if command.out is not None:
         check_file("--out", command.out)
     path = command.out or loading.recording(name, episodes, command.seed)
+    if command.out is not None and path.exists():
+        raise ConfigError(f"{path} is there already: choose another --out, or delete it")
     if path.is_file():
         print(f"{path} is there already")
     loading.make_random(name, path, episodes=episodes, seed=command.seed, threads=command.threads)

@@ -1,5 +1,6 @@
 """`dtune import`: somebody else's decision transformer becomes a checkpoint."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,8 +49,9 @@ def import_policy(arguments: list[str]) -> None:
     from dtune.experiments.policies import describe
     from dtune.models.foreign import Foreign, read_foreign
 
-    if command.dataset is not None:
-        task_info(command.dataset)
+    info = None if command.dataset is None else task_info(command.dataset)
+    if command.return_to_go is not None and not math.isfinite(command.return_to_go):
+        raise ConfigError(f"--return-to-go is a finite number, got {command.return_to_go}")
     if (command.out / "checkpoints").exists():
         raise ConfigError(f"{command.out} holds checkpoints already: choose another folder")
     foreign = Foreign(
@@ -66,6 +68,11 @@ def import_policy(arguments: list[str]) -> None:
         check_fits(dataset, shape.observation_dim, shape.action_dim)
         policy.set_statistics(*dataset.observation_statistics())
         notes = notes[1:]
+    if info is not None and (shape.observation_dim, shape.action_dim) != (info.observation_dim, info.action_dim):
+        raise ConfigError(
+            f"{command.path} observes {shape.observation_dim} numbers and acts with {shape.action_dim}, and {info.name}"
+            f" has {info.observation_dim} and {info.action_dim}: name the --dataset it was trained on, or leave it out"
+        )
     about = {"dataset": command.dataset, "return_to_go": command.return_to_go, "imported_from": str(command.path)}
     documents = describe(policy, **{name: value for name, value in about.items() if value is not None})
     state = {"algorithm": {"policy": policy.state_dict()}}

@@ -109,6 +109,8 @@ def _show(
     from dtune.experiments.reports.scores import choose_groups, score_table
 
     for number, (title, (curves, methods)) in enumerate(choose_groups(groups, wanted).items()):
+        if variants := sorted({curve.method for curve in curves} - set(methods)) if wanted is None else []:
+            print(f"left out: {', '.join(variants)} (--methods says which to show)", file=sys.stderr)
         if form == "csv":
             text = scores_csv(score_table(curves, methods, score), methods, title, score)
             print(text if not number else text.partition("\n")[2], end="")

@@ -11,6 +11,7 @@ from dtune.cli.options import Fields, named, parse, read_architecture, read_scal
 from dtune.errors import ConfigError
 
 if TYPE_CHECKING:
+    from dtune.experiments.methods import Method
     from dtune.experiments.presets import PretrainConfig
 
 
@@ -83,19 +84,31 @@ def finetune(arguments: list[str]) -> None:
 
     command = parse(Finetune, f"finetune {name}", rest)
     start, learner = command.policy, ALGORITHMS[type(command.run.algorithm)]
-    if start is not None and command.data is not None and not learner.offline:
-        raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
-    if network == "reinformer" and learner.policy is not None:
-        raise ConfigError(f"{learner.name} begins with a policy of its own, not a Reinformer: leave out --architecture")
+    _check_start(start, command.data, network, learner)
     config = presets.pretraining(dataset, chosen, 0, network)
     config = replace(config, threads=command.run.threads, device=command.run.device)
     choose_device(command.run.device)  # before the pretraining, which is none of its causes
     folder = command.out or Path("runs") / method / dataset / _place(chosen, network) / f"seed{command.run.seed}"
     data = (command.data or run.data_file(config)) if learner.offline else None
     if start is None and learner.policy is None:
-        run.refuse_early(command.run, folder, command.mirror)
-        start = _pretrain_first(config, _pretrained(dataset, _place(chosen, network), 0), command.data)
+        pretrained = _pretrained(dataset, _place(chosen, network), 0)
+        run.refuse_early(command.run, folder, pretrained, command.mirror)
+        start = _pretrain_first(config, pretrained, command.data)
     _finish(folder, run.finetune_preset(command.run, folder, start, data, mirror=command.mirror))
+
+
+def _check_start(start: Path | None, data: Path | None, network: str, learner: "Method") -> None:
+    """Refuses a policy to begin with that does not go together with what else was asked for."""
+    from dtune.experiments.policies import load_policy
+
+    if start is not None and data is not None and not learner.offline:
+        raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
+    if network == "reinformer" and learner.policy is not None:
+        raise ConfigError(f"{learner.name} begins with a policy of its own, not a Reinformer: leave out --architecture")
+    if start is not None and network == "reinformer" and (kind := type(load_policy(start)).__name__) != "Reinformer":
+        raise ConfigError(
+            f"{start} holds a {kind}, and no Reinformer: leave out --architecture, or --policy to pretrain one"
+        )
 
 
 def _pretrain_first(config: "PretrainConfig", folder: Path, data: Path | None) -> Path:

@@ -247,6 +247,11 @@ class _Check:
             if not len(alive):
                 return
             outcome = self.simulator.step(action[alive])
+            require(
+                not outcome.faulty.any(),
+                "a row is faulty though all of its actions lay in [-1, 1]: what it shows "
+                "or earns is not finite, or its physics warn",
+            )
             yield alive, outcome
             stay = going(outcome)
             if len(stay) < len(alive):

@@ -168,7 +168,9 @@ class Copy:
             limits.append(spec.max_episode_steps)
         if self.horizon is None:
             if not limits:
-                raise ConfigError("the environment has no time limit: say after how many steps with horizon=.")
+                raise ConfigError(
+                    "the environment has no time limit: say after how many steps (--horizon, in Python horizon=)."
+                )
             self.horizon = min(limits)
 
     def _scaled(self, action: Float32[np.ndarray, "action"]) -> np.ndarray:

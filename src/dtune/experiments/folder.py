@@ -190,6 +190,14 @@ def settle_source(directory: Path, source: Path | None) -> str | None:
     return given
 
 
+def refuse_begun(directory: Path) -> None:
+    """Raises `ConfigError` if a run was begun there, with a policy that is none of its own pretraining."""
+    if begun := _read_meta(directory).get("begun", {}).get("dataset"):
+        raise ConfigError(
+            f"{directory} was begun from {begun}: say --policy {begun} to go on, or choose another --out to pretrain."
+        )
+
+
 def write_meta(
     directory: Path, *, source: Path | None = None, digest: str | None = None, command: Sequence[str] | None = None
 ) -> str | None:

@@ -147,7 +147,7 @@ def find(name: str, *, episodes: int | None = None, seed: int = 0, threads: int 
     path = places(name)[0]
     raise DataError(
         f"{path} is not there: `dtune data download {name}` fetches it, or put D4RL's {known.file_name} there, "
-        "or name another file with --data PATH."
+        "or name another file (--data PATH, where the command has that)."
     )
 
 

@@ -17,7 +17,7 @@ from dtune.envs.tasks import TaskInfo, make_simulator, task_info
 from dtune.errors import ConfigError
 from dtune.experiments import together
 from dtune.experiments.evaluation import Evaluation
-from dtune.experiments.folder import check_config, locked, plain, settle_config, settle_source, write_meta
+from dtune.experiments.folder import check_config, locked, plain, refuse_begun, settle_config, settle_source, write_meta
 from dtune.experiments.loading import find, load_dataset
 from dtune.experiments.loop import Algorithm, Schedule, train
 from dtune.experiments.methods import ALGORITHMS, Method
@@ -167,12 +167,14 @@ def _make_policy(
     )
 
 
-def refuse_early(config: FinetuneConfig, directory: Path, mirror: str | None = None) -> None:
-    """Of what `finetune_preset` refuses, all that no policy is needed for: to be asked before pretraining one.
+def refuse_early(config: FinetuneConfig, directory: Path, pretrained: Path, mirror: str | None = None) -> None:
+    """Of what `finetune_preset` refuses, all that no policy is needed for: before one is `pretrained` there.
 
     Raises:
-        ConfigError: if the folder holds a run with other settings, or there is no such mirror.
+        ConfigError: if the folder holds a run with other settings, or of another policy, or there is no such mirror.
     """
+    if not (pretrained / "checkpoints").exists():  # else their hashes are compared, in no time
+        refuse_begun(directory)
     if mirror is not None:
         prepare(mirror, "", {}, directory)
     check_config(directory, config, may_change=MAY_CHANGE)

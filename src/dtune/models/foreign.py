@@ -6,6 +6,7 @@ a file is executed: tensors and plain values are all that is unpickled.
 
 import json
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,8 +112,12 @@ def _read_folder(path: Path) -> tuple[dict[str, Any], Mapping[str, Tensor]]:
     """The settings and weights of a Hugging Face folder, safetensors before pickles."""
     try:
         settings = json.loads((path / "config.json").read_text())
-        safe = path / "model.safetensors"
-        weights = safetensors.torch.load_file(safe) if safe.is_file() else _unpickle(path / "pytorch_model.bin")
+        safe, pickled = path / "model.safetensors", path / "pytorch_model.bin"
+        if not (safe.is_file() or pickled.is_file()):
+            raise FileNotFoundError(f"there is no {safe.name}")
+        weights = safetensors.torch.load_file(safe) if safe.is_file() else _unpickle(pickled)
+    except DataError:
+        raise
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise DataError(f"{path} cannot be read ({said}): a folder needs config.json and model.safetensors") from error
@@ -129,13 +134,12 @@ def _unpickle(path: Path) -> Mapping[str, Any]:
     """Tensors, arrays and plain values, and never code."""
     array: list[Any] = [_reconstruct, (_reconstruct, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype]
     try:
-        with torch.serialization.safe_globals([*array, np.dtypes.UInt32DType]):
+        with torch.serialization.safe_globals([*array, np.dtypes.UInt32DType]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is refused is said below
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a stranger's file may make the reader say anything
-        said = " ".join(str(error).split())[:120]
-        raise DataError(
-            f"{path} cannot be read as tensors and plain values alone ({said}): give a checkpoint of online-dt"
-        ) from error
+        said = f"{path} cannot be read as tensors and plain values alone ({type(error).__name__} in PyTorch's reader)"
+        raise DataError(f"{said}: give a checkpoint of online-dt, or a model's weights") from error
     if not isinstance(found, Mapping):
         raise DataError(f"{path} holds a {type(found).__name__}: give online-dt's model.pt or a model's state_dict")
     return found
@@ -220,7 +224,7 @@ def _shape(
     return DecisionTransformerConfig(
         observation_dim=observation_dim,
         action_dim=len(state["head_mean.bias"]),
-        context_length=known.context_length or settings.get("context_length") or 20,
+        context_length=settings.get("context_length") or 20 if known.context_length is None else known.context_length,
         layers=layers,
         heads=heads,
         width=width,

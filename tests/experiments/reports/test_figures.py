@@ -128,6 +128,24 @@ def test_only_panels_of_one_dataset_share_their_vertical_axis(tmp_path, monkeypa
     assert shown[0].get_ylim() != shown[3].get_ylim()
 
 
+def test_iterations_are_whole_numbers(tmp_path, monkeypatch):
+    """On a level axis and on a logarithmic one, which has numbers between its powers of ten where it spans but one."""
+    shown = _axes(monkeypatch)
+    short = {"grpo": band([curve(scores=[1.0, 2.0, 3.0])], "iteration", "normalized_score")}
+    far = {
+        "odt": band(
+            [curve(method="odt", scores=[float(number) for number in range(41)])], "iteration", "normalized_score"
+        )
+    }
+    draw_panels(
+        [("", AXES[0], short), ("", AXES[0], short | far)], tmp_path / "x", columns=2, names={"grpo": "", "odt": ""}
+    )
+    level, logarithmic = ([text.get_text() for text in axes.get_xticklabels(which="both")] for axes in shown)
+    assert all(text.isdigit() for text in level)
+    assert {text for text in logarithmic if text} >= {"1", "10"}
+    assert all(text.isdigit() for text in logarithmic if text)
+
+
 def test_a_figure_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no figure 5: choose of 1, 2a"):
         draw_all([curve()], tmp_path, ["5"])

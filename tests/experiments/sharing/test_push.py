@@ -239,6 +239,7 @@ FACTS = Facts(
     method="GRPO-DT",
     dataset="hopper-random-v2",
     return_to_go=7200.0,
+    data_file="mine.hdf5",
     data_hash="ab12",
     commands=[["dtune", "finetune", "grpo/hopper-random-v2", "--out", "my run"]],
     versions={"dtune": "0.1.0"},
@@ -259,6 +260,7 @@ def test_the_card_says_everything():
     assert "| **this policy**, the best of 3 | 10 | 900.0 | [880.4, 919.6] | 28.3 | [27.7, 28.9] | 400 |" in card
     assert "| before | 0 | 30.0 | [28.0, 32.0] | 1.5 |  | 20 |" in card
     assert "26 episodes each from fixed starts, mean actions, asking for 7200" in card
+    assert "* Offline data: `mine.hdf5`, SHA-256 `ab12`" in card  # it need not be D4RL's
     assert "dtune finetune grpo/hopper-random-v2 --out 'my run'" in card
     for said in ("GRPO-DT", "SHA-256 `ab12`", "hopper-random-v2", "cc-by-4.0", "dtune 0.1.0", "somebody/hopper-grpo"):
         assert said in card
@@ -302,6 +304,7 @@ def test_facts_of_a_finetuned_run(finetuned, pretrained):
     assert facts.return_to_go == 7200
     began = json.loads((pretrained / "meta.json").read_bytes())["begun"]
     assert facts.data_hash == began["dataset_sha256"]  # of the data, not of the checkpoint it began from
+    assert facts.data_file == Path(began["dataset"]).name
     assert facts.commands[-1][1:3] == ["finetune", "grpo/hopper-random-v2"]
     assert len(facts.rows) == 7
 
@@ -359,3 +362,5 @@ def test_what_would_be_sent_can_be_looked_at(finetuned, tmp_path, capsys):
     assert 'license: "cc0-1.0"' in (tmp_path / "sent" / "README.md").read_text()
     with pytest.raises(ConfigError, match="is not empty"):
         sharing.gather(finetuned, "a/b", tmp_path / "sent")
+    with pytest.raises(ConfigError, match="a repository is called user/name"):
+        sharing.gather(finetuned, "nobody", tmp_path / "elsewhere")

@@ -233,15 +233,19 @@ def _far(bands: Mapping[str, Band]) -> bool:
 
 def _scale_across(axes: "Axes", axis: Axis, shown: Mapping[str, Band], far: bool) -> None:
     """Labels the horizontal axis; a logarithmic one begins where the first of the curves begins."""
-    from matplotlib.ticker import EngFormatter, ScalarFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullFormatter
 
+    form = EngFormatter(sep="") if axis.column == "env_steps" else FuncFormatter(lambda place, _: f"{place:g}")
     axes.set_xlabel(axis.label + (", logarithmic" if far else ""))
     if far:
         axes.set_xscale("log")
         axes.set_xlim(left=min(path[0] for one in shown.values() if not one.constant for path in one.paths))
+        low, high = axes.get_xlim()
+        axes.xaxis.set_minor_formatter(NullFormatter() if high > 10 * low else form)
     else:
         axes.set_xlim(left=0)
-    axes.xaxis.set_major_formatter(EngFormatter(sep="") if axis.column == "env_steps" else ScalarFormatter())
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=axis.column == "iteration"))
+    axes.xaxis.set_major_formatter(form)
 
 
 def _finish(

@@ -22,8 +22,10 @@ class Facts:
     """Name of the offline data, which decides the world."""
     return_to_go: float | None = None
     """Return asked for, in reward units."""
+    data_file: str | None = None
+    """Name of the file of the offline data, which need not be D4RL's of that name."""
     data_hash: str | None = None
-    """SHA-256 of the file of the offline data."""
+    """Its SHA-256."""
     commands: Sequence[Sequence[str]] = ()
     """What was typed, oldest first."""
     versions: Mapping[str, str | None] = field(default_factory=dict)
@@ -93,7 +95,7 @@ def _header(facts: Facts) -> list[str]:
         task = {"type": "reinforcement-learning", "name": "reinforcement-learning"}
         result = {
             "task": task,
-            "dataset": {"name": facts.dataset, "type": facts.dataset},
+            "dataset": {"name": facts.data_file or facts.dataset, "type": facts.dataset},
             "metrics": [{"type": kind, "value": round(value, 2), "name": kind}],
         }
         about["model-index"] = [{"name": facts.repository.partition("/")[2], "results": [result]}]
@@ -155,7 +157,8 @@ def _origin(facts: Facts) -> list[str]:
         lines += ["The command is not recorded.", ""]
     if facts.dataset:
         hashed = f"SHA-256 `{facts.data_hash}`" if facts.data_hash else "its hash is not recorded"
-        lines += [f"* Offline data: {facts.dataset}, {hashed}", f"* World: that of {facts.dataset}, by D4RL's rules"]
+        data = f"`{facts.data_file}`" if facts.data_file else "the file's name is not recorded"
+        lines += [f"* Offline data: {data}, {hashed}", f"* World: that of {facts.dataset}, by D4RL's rules"]
     if facts.versions:
         lines.append("* Software: " + ", ".join(f"{name} {version}" for name, version in facts.versions.items()))
     return [*lines, ""]

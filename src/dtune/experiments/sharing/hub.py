@@ -23,6 +23,12 @@ def is_repository(name: str) -> bool:
     return bool(_NAME.fullmatch(name)) and not Path(name.partition("/")[0]).exists()
 
 
+def check_name(repository: str) -> None:
+    """Raises `ConfigError` unless this can be the name of a repository."""
+    if not _NAME.fullmatch(repository):
+        raise ConfigError(f"a repository is called user/name, got {repository!r}")
+
+
 def pull(repository: str) -> Path:
     """Fetches the policy of a repository, unless it was fetched before, and nothing else of it.
 
@@ -59,8 +65,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
         DataError: if the server refuses, or cannot be reached.
         ConfigError: if the name is none, or huggingface_hub is not installed.
     """
-    if not _NAME.fullmatch(repository):
-        raise ConfigError(f"a repository is called user/name, got {repository!r}")
+    check_name(repository)
     library = _library("pushing")
     api = library.HfApi(endpoint=_endpoint())
     with _refusals(f"{repository} could not be pushed", "log in with `hf auth login` or set HF_TOKEN, and try again"):

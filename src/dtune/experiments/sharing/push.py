@@ -47,6 +47,7 @@ def gather(path: str | Path, repository: str, out: Path, *, license: str = "mit"
         ConfigError: if there is something in `out`, or no policy at `path`.
         DataError: if a file is damaged, or a link leads out of the run folder.
     """
+    hub.check_name(repository)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty: choose another folder")
     source, run = _locate(Path(path))
@@ -80,6 +81,7 @@ def collect_facts(source: Path, run: Path, repository: str, license: str) -> Fac
         method=method.name if method else "pretraining" if algorithm else None,
         dataset=about.get("dataset"),
         return_to_go=about.get("return_to_go"),
+        data_file=Path(str(of_data["dataset"])).name if of_data.get("dataset") else None,
         data_hash=of_data.get("dataset_sha256"),
         commands=_commands([before, *history]),
         versions=meta.get("versions", {}),
