@@ -2,21 +2,42 @@
 
 import math
 from dataclasses import fields
-from typing import Any
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, get_args, get_type_hints
 
 from dtune.errors import ConfigError
 
 
 def finite(config: Any) -> None:
-    """Refuses a config of which a field is NaN or infinite.
+    """Refuses a config of which a number is of another type, NaN or infinite.
 
     Raises:
         ConfigError: that names the field, the rule and the value.
     """
-    for name in (field.name for field in fields(config)):
+    of: Any = type(config)
+    for name, (kind, said, optional) in _numbers(of).items():
         value = getattr(config, name)
-        if isinstance(value, float) and not math.isfinite(value):
+        if optional and value is None:
+            continue
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ConfigError(f"{name} must be a {said}, got {value!r}")
+        if not math.isfinite(value):
             raise ConfigError(f"{name} must be a finite number, got {value}: give one, however large")
+
+
+@cache
+def _numbers(config: Any) -> dict[str, tuple[Any, str, bool]]:
+    """Of each field that is a number: the type, how it is called, and whether it may be None."""
+    kinds = {int: (Integral, "whole number"), float: (Real, "number")}
+    hints = get_type_hints(config)
+    found = {}
+    for name in (field.name for field in fields(config)):
+        among = get_args(hints[name]) or (hints[name],)
+        for hint, (kind, said) in kinds.items():
+            if hint in among and set(among) <= {hint, type(None)}:
+                found[name] = (kind, said, type(None) in among)
+    return found
 
 
 def not_negative(config: Any, *names: str) -> None:
