@@ -272,6 +272,11 @@ def test_another_start_than_the_runs_is_refused_before_a_pretraining(dtune, aske
     write_meta(Path("run"), source=Path("theirs/checkpoints/best"), digest="ab")
     refused(dtune(*command), 2, "run was begun from theirs/checkpoints/best: say --policy theirs/checkpoints/best")
     assert not asked
+    settle_config(Path("odt"), presets.finetuning("odt", "hopper-medium-v2", "small"))
+    write_meta(Path("odt"), source=Path("data.hdf5"), digest="ab")
+    odt = ["finetune", "odt/hopper-medium-v2", "--scale", "small", "--out", "odt", "--data", "data.hdf5"]
+    assert dtune(*odt).code == 0  # its record names the data
+    assert len(asked) == 2
 
 
 def test_an_architecture_that_the_policy_has_not_is_refused(dtune, pretrained, asked):

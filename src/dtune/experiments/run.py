@@ -173,7 +173,8 @@ def refuse_early(config: FinetuneConfig, directory: Path, pretrained: Path, mirr
     Raises:
         ConfigError: if the folder holds a run with other settings, or of another policy, or there is no such mirror.
     """
-    if not (pretrained / "checkpoints").exists():  # else their hashes are compared, in no time
+    offline = ALGORITHMS[type(config.algorithm)].offline  # then the record names the data, not the policy
+    if not (offline or (pretrained / "checkpoints").exists()):  # else their hashes are compared, in no time
         refuse_begun(directory)
     if mirror is not None:
         prepare(mirror, "", {}, directory)
