@@ -133,12 +133,7 @@ class PPO:
         """Rolls out full trajectories under the current policy, asking for `return_to_go`."""
         config = self.config
         collect = partial(
-            collect_episodes,
-            self.policy,
-            simulator,
-            config.episodes_per_iteration,
-            config.return_to_go,
-            self.generator,
+            collect_episodes, self.policy, simulator, config.episodes_per_iteration, config.return_to_go, self.generator
         )
         episodes = collect_sound(collect, self.metrics, remembered=len(self.replay))
         rows = episodes.rows()
