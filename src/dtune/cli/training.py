@@ -105,10 +105,12 @@ def _check_start(start: Path | None, data: Path | None, network: str, learner: "
         raise ConfigError("--data is what to pretrain on, and --policy is pretrained: leave out one of them")
     if network == "reinformer" and learner.policy is not None:
         raise ConfigError(f"{learner.name} begins with a policy of its own, not a Reinformer: leave out --architecture")
-    if start is not None and network == "reinformer" and (kind := type(load_policy(start)).__name__) != "Reinformer":
-        raise ConfigError(
-            f"{start} holds a {kind}, and no Reinformer: leave out --architecture, or --policy to pretrain one"
-        )
+    if start is not None and start.exists() and network == "reinformer":
+        kind = type(load_policy(start)).__name__
+        if kind != "Reinformer":
+            raise ConfigError(
+                f"{start} holds a {kind}, and no Reinformer: leave out --architecture, or --policy to pretrain one"
+            )
 
 
 def _pretrain_first(config: "PretrainConfig", folder: Path, data: Path | None) -> Path:
