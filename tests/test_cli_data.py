@@ -15,6 +15,7 @@ from shared import sample_file
 
 from dtune import cli
 from dtune.data.hdf5 import read_hdf5, write_hdf5
+from dtune.envs.sources import SOURCES
 from dtune.experiments import loading
 from dtune.experiments.loading import load_dataset
 
@@ -84,7 +85,9 @@ def test_list_says_which_are_here(data, monkeypatch, tmp_path):
 
 
 def test_list_fits_eighty_columns(data):
-    assert max(map(len, data("list").out.splitlines()[:-2])) <= 80
+    lines = data("list").out.splitlines()[:-2]
+    assert max(map(len, lines)) <= 80
+    assert {line.split(" ")[0] for line in lines} >= set(SOURCES)  # names are whole
 
 
 # show

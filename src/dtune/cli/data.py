@@ -55,6 +55,7 @@ def list_all(arguments: list[str]) -> None:
     from dtune.experiments.loading import data_folder, here
 
     table = showing.table("dataset", ">steps", ">score in Tables 2-4", "here")
+    table.columns[0].no_wrap = True  # a name is searched for, and copied
     for name, known in SOURCES.items():
         found = here(name)
         place = showing.short(found) if found else ("recorded when needed" if known.random else "no")
