@@ -9,7 +9,7 @@ from constant import Constant, acted, config
 from learners import parameters, same_state, seeded
 
 from dtune.algorithms.dual import EntropyDual
-from dtune.algorithms.update import ClippedUpdate
+from dtune.algorithms.update import ClippedUpdate, make_optimizer
 from dtune.errors import NumericError
 from dtune.models.lamb import Lamb
 
@@ -154,3 +154,23 @@ def _copy(value):
     if isinstance(value, list):
         return [_copy(item) for item in value]
     return value.clone() if isinstance(value, torch.Tensor) else value
+
+
+def test_a_step_of_adam_is_the_same_for_any_number_of_threads():
+    """Sizes that no number of threads divides: who has a last odd element to do must round it as all others."""
+    moved, threads = [], torch.get_num_threads()
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        try:
+            policy, draws = Constant(), seeded(4)
+            policy.more = torch.nn.ParameterList(torch.randn(size, generator=draws) for size in (7, 65_537, 100_003))
+            optimizer = make_optimizer(policy, "adamw", 1e-2, 0.1)
+            for _ in range(3):
+                for parameter in policy.parameters():
+                    parameter.grad = torch.randn(parameter.shape, generator=draws)
+                optimizer.step()
+        finally:
+            torch.set_num_threads(threads)
+        moved.append(parameters(policy))
+    assert moved[0].equal(moved[1])
+    assert moved[0].equal(moved[2])
