@@ -22,7 +22,7 @@ def finite(config: Any) -> None:
             continue
         if not isinstance(value, kind) or isinstance(value, bool):
             raise ConfigError(f"{name} must be a {said}, got {value!r}")
-        if not math.isfinite(value):
+        if not isinstance(value, Integral) and not math.isfinite(value):  # a whole number may be too large for a float
             raise ConfigError(f"{name} must be a finite number, got {value}: give one, however large")
 
 
